@@ -1,0 +1,38 @@
+"""Every refusal of the engine, as a tree.
+
+EngineError
+├── CheckpointError        the files cannot be read: missing, truncated, damaged
+├── UnsupportedModelError  the architecture is named, and why it cannot be honoured
+├── BudgetError            a tier lacks bytes: which tier, how many, how many are there
+├── PromptError            one prompt cannot run (the row fails, the block goes on)
+└── PackError              a packed weight file does not hold what its manifest says
+"""
+
+
+class EngineError(Exception):
+    """Base of the tree; its message is fit to be shown to the person who started the engine."""
+
+
+class CheckpointError(EngineError):
+    """The checkpoint cannot be read."""
+
+
+class UnsupportedModelError(EngineError):
+    """The architecture's semantics cannot be honoured."""
+
+
+class BudgetError(EngineError):
+    """A tier's byte budget is too small for the policy."""
+
+
+class PromptError(EngineError):
+    """One prompt is refused; `code` and `param` follow the wire contract's names."""
+
+    def __init__(self, message: str, *, code: str, param: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+
+
+class PackError(EngineError):
+    """A packed weight file is damaged."""
