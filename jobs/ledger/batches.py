@@ -1,0 +1,201 @@
+"""The ledger's batch records: status by compare-and-set, counts derived from result rows."""
+
+import dataclasses
+import time
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from jobs.batch import (
+    NEXT_STATUSES,
+    Batch,
+    BatchStatus,
+    Endpoint,
+    ExpiryPolicy,
+    LineFault,
+    RequestCounts,
+    TokenUsage,
+)
+from jobs.errors import NotFoundError
+from jobs.ledger.database import Database
+from jobs.ledger.files import Page, unknown_cursor
+from jobs.ledger.tables import batches, lines, results
+from jobs.line import Outcome
+
+
+class BatchRecords:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, batch: Batch) -> None:
+        expiry = batch.output_expires_after
+        with self._database.writing() as connection:
+            connection.execute(
+                insert(batches).values(
+                    id=batch.id,
+                    endpoint=batch.endpoint,
+                    input_file_id=batch.input_file_id,
+                    completion_window=batch.completion_window,
+                    status=batch.status,
+                    metadata=dict(batch.metadata) if batch.metadata is not None else None,
+                    output_expires_after_s=expiry.seconds if expiry else None,
+                    errors=[],
+                    created_at=batch.created_at,
+                    expires_at=batch.expires_at,
+                )
+            )
+
+    def get(self, batch_id: str) -> Batch:
+        """Raises NotFoundError."""
+        with self._database.reading() as connection:
+            return read_batch(connection, batch_id)
+
+    def page(self, *, limit: int, after: str | None = None) -> Page[Batch]:
+        """Newest first. Raises InvalidRequestError for an `after` that never existed."""
+        query = select(batches).order_by(batches.c.seq.desc())
+        with self._database.reading() as connection:
+            if after is not None:
+                position = connection.execute(
+                    select(batches.c.seq).where(batches.c.id == after)
+                ).scalar()
+                if position is None:
+                    raise unknown_cursor(after)
+                query = query.where(batches.c.seq < position)
+            rows = connection.execute(query.limit(limit + 1)).all()
+            found = [_batch(connection, row) for row in rows[:limit]]
+        return Page(items=found, has_more=len(rows) > limit)
+
+    def with_status(self, statuses: Collection[BatchStatus]) -> list[Batch]:
+        """All batches now in one of the statuses, oldest first."""
+        query = select(batches).where(batches.c.status.in_(statuses)).order_by(batches.c.seq)
+        with self._database.reading() as connection:
+            return [_batch(connection, row) for row in connection.execute(query).all()]
+
+    def status(self, batch_id: str) -> BatchStatus:
+        """The status alone, cheaply. Raises NotFoundError."""
+        with self._database.reading() as connection:
+            found = connection.execute(
+                select(batches.c.status).where(batches.c.id == batch_id)
+            ).scalar()
+        if found is None:
+            raise no_batch(batch_id)
+        return BatchStatus(found)
+
+    def advance(
+        self,
+        batch_id: str,
+        to: BatchStatus,
+        *,
+        model: str | None = None,
+        errors: Iterable[LineFault] = (),
+        output_file_id: str | None = None,
+        error_file_id: str | None = None,
+    ) -> bool:
+        """Move the batch to `to` if its present status allows it; whether this call moved it."""
+        with self._database.writing() as connection:
+            return advance_batch(
+                connection,
+                batch_id,
+                to,
+                model=model,
+                errors=errors,
+                output_file_id=output_file_id,
+                error_file_id=error_file_id,
+            )
+
+
+def no_batch(batch_id: str) -> NotFoundError:
+    return NotFoundError(f"No batch found with id '{batch_id}'.", param="id")
+
+
+def read_batch(connection: Connection, batch_id: str) -> Batch:
+    row = connection.execute(select(batches).where(batches.c.id == batch_id)).one_or_none()
+    if row is None:
+        raise no_batch(batch_id)
+    return _batch(connection, row)
+
+
+def advance_batch(
+    connection: Connection,
+    batch_id: str,
+    to: BatchStatus,
+    *,
+    model: str | None = None,
+    errors: Iterable[LineFault] = (),
+    output_file_id: str | None = None,
+    error_file_id: str | None = None,
+) -> bool:
+    """The one writer of `status`: a compare-and-set over the table of legal transitions."""
+    values: dict[str, Any] = {"status": to, f"{to}_at": int(time.time())}
+    if model is not None:
+        values["model"] = model
+    if to is BatchStatus.FAILED:
+        values["errors"] = [dataclasses.asdict(fault) for fault in errors]
+    if to.is_final:
+        counts, usage = _derived(connection, batch_id)
+        values["final_counts"] = dataclasses.asdict(counts) | dataclasses.asdict(usage)
+        values["output_file_id"] = output_file_id
+        values["error_file_id"] = error_file_id
+    allowed = [status for status, following in NEXT_STATUSES.items() if to in following]
+    moved = connection.execute(
+        update(batches)
+        .where(batches.c.id == batch_id, batches.c.status.in_(allowed))
+        .values(**values)
+    )
+    return moved.rowcount == 1
+
+
+def _derived(connection: Connection, batch_id: str) -> tuple[RequestCounts, TokenUsage]:
+    total = connection.execute(
+        select(func.count()).select_from(lines).where(lines.c.batch_id == batch_id)
+    ).scalar_one()
+    query = (
+        select(
+            results.c.outcome,
+            func.count().label("num_lines"),
+            func.sum(results.c.input_tokens).label("input_tokens"),
+            func.sum(results.c.cached_tokens).label("cached_tokens"),
+            func.sum(results.c.output_tokens).label("output_tokens"),
+        )
+        .where(results.c.batch_id == batch_id)
+        .group_by(results.c.outcome)
+    )
+    by_outcome = {row.outcome: row for row in connection.execute(query).all()}
+    counted = {outcome: row.num_lines for outcome, row in by_outcome.items()}
+    return RequestCounts(
+        total=total,
+        completed=counted.get(Outcome.COMPLETED, 0),
+        failed=counted.get(Outcome.FAILED, 0),
+    ), TokenUsage(
+        input_tokens=sum(row.input_tokens for row in by_outcome.values()),
+        cached_tokens=sum(row.cached_tokens for row in by_outcome.values()),
+        output_tokens=sum(row.output_tokens for row in by_outcome.values()),
+    )
+
+
+def _batch(connection: Connection, row: Row[Any]) -> Batch:
+    if row.final_counts is not None:
+        frozen = row.final_counts
+        counts = RequestCounts(**{name: frozen[name] for name in ("total", "completed", "failed")})
+        usage = TokenUsage(
+            **{name: frozen[name] for name in ("input_tokens", "cached_tokens", "output_tokens")}
+        )
+    else:
+        counts, usage = _derived(connection, row.id)
+    seconds = row.output_expires_after_s
+    plain = {
+        field.name: getattr(row, field.name)
+        for field in dataclasses.fields(Batch)
+        if field.name in row._fields
+    }
+    converted: dict[str, Any] = {
+        "endpoint": Endpoint(row.endpoint),
+        "status": BatchStatus(row.status),
+        "metadata": row.metadata,
+        "errors": tuple(LineFault(**fault) for fault in row.errors),
+        "output_expires_after": None if seconds is None else ExpiryPolicy(seconds=seconds),
+        "request_counts": counts,
+        "usage": usage,
+    }
+    return Batch(**(plain | converted))

@@ -1,0 +1,91 @@
+"""One SQL database behind the ledger: opening, transactions, dialect differences; no domain."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.errors import LedgerError
+from jobs.ledger.tables import METADATA, SCHEMA_VERSION, schema
+
+_WRITES = "freight_writes"
+_BUSY_TIMEOUT_S = 60
+
+
+class Database:
+    """A pool of connections. `reading` sees one snapshot; `writing` is one durable transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(**{_WRITES: True})
+
+    @classmethod
+    def open(cls, url: str) -> "Database":
+        """Open and, if empty, lay out the schema. Raises LedgerError for a newer one."""
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite" and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            engine = create_engine(url)
+            if engine.dialect.name == "sqlite":
+                _prepare_sqlite(engine)
+            database = cls(engine)
+            database._lay_out()
+        except SQLAlchemyError as error:
+            raise LedgerError(f"the ledger {parsed!r} cannot be opened: {error}") from error
+        return database
+
+    def _lay_out(self) -> None:
+        with self.writing() as connection:
+            METADATA.create_all(connection)
+            version = connection.execute(select(schema.c.version)).scalar()
+            if version is None:
+                connection.execute(insert(schema).values(version=SCHEMA_VERSION))
+            elif version != SCHEMA_VERSION:
+                raise LedgerError(
+                    f"the ledger has schema version {version}, this Freight knows {SCHEMA_VERSION}"
+                )
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Connection]:
+        with self._writer.begin() as connection:
+            yield connection
+
+    def insert_or_ignore(self, table: Table) -> Insert:
+        """An insert that leaves a row of the same key as it is: the first result wins."""
+        if self._engine.dialect.name == "postgresql":
+            return postgresql.insert(table).on_conflict_do_nothing()
+        return sqlite.insert(table).on_conflict_do_nothing()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    def connected(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # BEGIN is ours, below
+        for pragma in (
+            f"busy_timeout = {_BUSY_TIMEOUT_S * 1000}",
+            "journal_mode = WAL",
+            "synchronous = FULL",  # a counted result survives a power cut
+            "foreign_keys = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    def begin(connection: Connection) -> None:
+        # A writer takes the lock at once: upgrading a read snapshot later can fail as busy.
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", begin)

@@ -1,0 +1,110 @@
+"""The ledger's file records: what exists, since when, until when; the bytes are elsewhere."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any, Generic, Literal, TypeVar
+
+from sqlalchemy import ColumnElement, Row, and_, insert, or_, select, update
+
+from jobs.errors import InvalidRequestError, NotFoundError
+from jobs.file import File, Purpose
+from jobs.ledger.database import Database
+from jobs.ledger.tables import files
+
+Item = TypeVar("Item")
+Order = Literal["asc", "desc"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[Item]):
+    """Part of a list; `has_more` is exact."""
+
+    items: Sequence[Item]
+    has_more: bool
+
+
+def unknown_cursor(after: str) -> InvalidRequestError:
+    return InvalidRequestError(f"Invalid 'after': no object with id '{after}'.", param="after")
+
+
+class FileRecords:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, file: File) -> None:
+        with self._database.writing() as connection:
+            connection.execute(insert(files).values(**dataclasses.asdict(file)))
+
+    def get(self, file_id: str) -> File:
+        """Raises NotFoundError for unknown, deleted and expired files alike."""
+        with self._database.reading() as connection:
+            query = select(files).where(files.c.id == file_id, _is_live())
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise NotFoundError(f"No such File object: {file_id}", param="id")
+        return _file(row)
+
+    def page(
+        self, *, limit: int, purpose: str | None = None, order: Order = "desc", after: str | None
+    ) -> Page[File]:
+        """Files by creation. Raises InvalidRequestError for an `after` that never existed."""
+        query = select(files).where(_is_live())
+        query = query.order_by(files.c.seq.desc() if order == "desc" else files.c.seq.asc())
+        if purpose is not None:
+            query = query.where(files.c.purpose == purpose)
+        with self._database.reading() as connection:
+            if after is not None:
+                position = connection.execute(
+                    select(files.c.seq).where(files.c.id == after)
+                ).scalar()
+                if position is None:
+                    raise unknown_cursor(after)
+                query = query.where(
+                    files.c.seq < position if order == "desc" else files.c.seq > position
+                )
+            rows = connection.execute(query.limit(limit + 1)).all()
+        return Page(items=[_file(row) for row in rows[:limit]], has_more=len(rows) > limit)
+
+    def delete(self, file_id: str) -> None:
+        """Raises NotFoundError, also for the second delete."""
+        with self._database.writing() as connection:
+            done = connection.execute(
+                update(files)
+                .where(files.c.id == file_id, _is_live())
+                .values(deleted_at=int(time.time()))
+            )
+        if done.rowcount == 0:
+            raise NotFoundError(f"No such File object: {file_id}", param="id")
+
+    def expired(self) -> list[str]:
+        """Ids of files past their time whose bytes may go."""
+        with self._database.reading() as connection:
+            query = select(files.c.id).where(
+                files.c.deleted_at.is_(None), files.c.expires_at <= int(time.time())
+            )
+            return list(connection.execute(query).scalars())
+
+    def forget(self, file_id: str) -> None:
+        """Mark an expired file as deleted, its bytes being gone."""
+        with self._database.writing() as connection:
+            connection.execute(
+                update(files).where(files.c.id == file_id).values(deleted_at=int(time.time()))
+            )
+
+
+def _is_live() -> ColumnElement[bool]:
+    now = int(time.time())
+    unexpired = or_(files.c.expires_at.is_(None), files.c.expires_at > now)
+    return and_(files.c.deleted_at.is_(None), unexpired)
+
+
+def _file(row: Row[Any]) -> File:
+    return File(
+        id=row.id,
+        purpose=Purpose(row.purpose),
+        filename=row.filename,
+        num_bytes=row.num_bytes,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+    )

@@ -1,0 +1,203 @@
+"""The ledger's lines, shards and results: written once each, the first result of a line wins."""
+
+import enum
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, insert, select, update
+
+from jobs.batch import BatchStatus
+from jobs.ledger.batches import advance_batch
+from jobs.ledger.database import Database
+from jobs.ledger.tables import batches, lines, results, shards
+from jobs.line import LineRecord, Outcome, ResultRecord, unrun_result
+
+_INSERT_ROWS = 2_000
+_READ_ROWS = 500
+
+
+class ShardState(enum.StrEnum):
+    WAITING = "waiting"  # cut, not on the queue
+    QUEUED = "queued"  # a doorbell was rung for it, or is about to be
+    DONE = "done"  # every line of it has a result
+
+
+class LineRecords:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(
+        self,
+        batch_id: str,
+        *,
+        model: str,
+        found: Iterable[LineRecord],
+        refused: Iterable[ResultRecord],
+    ) -> bool:
+        """In one transaction: the lines, their shards, results of lines that cannot run, and
+        `validating` to `in_progress`. False, and nothing written, if the batch moved meanwhile.
+        """
+        with self._database.writing() as connection:
+            if not advance_batch(connection, batch_id, BatchStatus.IN_PROGRESS, model=model):
+                return False
+            num_shards = 0
+            for part in _parts(found):
+                rows = [{"batch_id": batch_id, **line.as_row()} for line in part]
+                connection.execute(insert(lines), rows)
+                num_shards = part[-1].shard_index + 1
+            self._insert_results(connection, refused)
+            if num_shards:
+                connection.execute(
+                    insert(shards),
+                    [
+                        {"batch_id": batch_id, "shard_index": index, "state": ShardState.WAITING}
+                        for index in range(num_shards)
+                    ],
+                )
+            return True
+
+    def queue_shards(self, batch_id: str, *, ahead: int) -> list[int]:
+        """Mark the next waiting shards as queued, so that at most `ahead` are; their indices."""
+        mine = shards.c.batch_id == batch_id
+        with self._database.writing() as connection:
+            queued = connection.execute(
+                select(func.count())
+                .select_from(shards)
+                .where(mine, shards.c.state == ShardState.QUEUED)
+            ).scalar_one()
+            query = select(shards.c.shard_index).where(mine, shards.c.state == ShardState.WAITING)
+            query = query.order_by(shards.c.shard_index).limit(max(0, ahead - queued))
+            chosen = list(connection.execute(query).scalars())
+            if chosen:
+                connection.execute(
+                    update(shards)
+                    .where(mine, shards.c.shard_index.in_(chosen))
+                    .values(state=ShardState.QUEUED)
+                )
+        return chosen
+
+    def queued_shards(self, batch_id: str) -> list[int]:
+        query = select(shards.c.shard_index).where(
+            shards.c.batch_id == batch_id, shards.c.state == ShardState.QUEUED
+        )
+        with self._database.reading() as connection:
+            return list(connection.execute(query.order_by(shards.c.shard_index)).scalars())
+
+    def unsettled(self, batch_id: str, shard_index: int) -> list[LineRecord]:
+        """The shard's lines that have no result yet, in input order."""
+        query = (
+            select(lines)
+            .where(lines.c.batch_id == batch_id, lines.c.shard_index == shard_index, _unsettled())
+            .order_by(lines.c.line_index)
+        )
+        with self._database.reading() as connection:
+            return [_line(row) for row in connection.execute(query).all()]
+
+    def record(self, found: Sequence[ResultRecord]) -> None:
+        """Commit results, durably, before anyone counts them. A line's first result stays."""
+        with self._database.writing() as connection:
+            self._insert_results(connection, found)
+
+    def finish_shard(self, batch_id: str, shard_index: int) -> bool:
+        """Mark the shard done; whether the whole batch is settled by that."""
+        mine = shards.c.batch_id == batch_id
+        with self._database.writing() as connection:
+            connection.execute(
+                update(shards)
+                .where(mine, shards.c.shard_index == shard_index)
+                .values(state=ShardState.DONE)
+            )
+            rest = select(shards.c.shard_index).where(mine, shards.c.state != ShardState.DONE)
+            return connection.execute(rest.limit(1)).one_or_none() is None
+
+    def is_settled(self, batch_id: str) -> bool:
+        """Whether every line of the batch has a result."""
+        query = select(lines.c.line_index).where(lines.c.batch_id == batch_id, _unsettled())
+        with self._database.reading() as connection:
+            return connection.execute(query.limit(1)).one_or_none() is None
+
+    def settle_rest(self, batch_id: str, outcome: Outcome) -> None:
+        """Give every line without a result the `outcome` of one that never ran."""
+        query = (
+            select(lines)
+            .where(lines.c.batch_id == batch_id, _unsettled())
+            .order_by(lines.c.line_index)
+            .limit(_INSERT_ROWS)
+        )
+        while True:
+            with self._database.writing() as connection:
+                rest = [_line(row) for row in connection.execute(query).all()]
+                if not rest:
+                    return
+                settled = [unrun_result(batch_id, line, outcome) for line in rest]
+                self._insert_results(connection, settled)
+
+    def rows(self, batch_id: str, outcomes: Iterable[Outcome]) -> Iterator[str]:
+        """Result rows (JSON text) of those outcomes in input order, a few hundred held at a time."""
+        last = -1
+        wanted = list(outcomes)
+        while True:
+            query = (
+                select(results.c.line_index, results.c.row)
+                .where(
+                    results.c.batch_id == batch_id,
+                    results.c.line_index > last,
+                    results.c.outcome.in_(wanted),
+                )
+                .order_by(results.c.line_index)
+                .limit(_READ_ROWS)
+            )
+            with self._database.reading() as connection:
+                found = connection.execute(query).all()
+            if not found:
+                return
+            last = found[-1].line_index
+            yield from (row.row for row in found)
+
+    def waiting_batches(self) -> list[str]:
+        """Batches in progress that have waiting shards, oldest first."""
+        query = (
+            select(batches.c.id)
+            .where(
+                batches.c.status == BatchStatus.IN_PROGRESS,
+                exists().where(
+                    shards.c.batch_id == batches.c.id, shards.c.state == ShardState.WAITING
+                ),
+            )
+            .order_by(batches.c.seq)
+        )
+        with self._database.reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def _insert_results(self, connection: Connection, found: Iterable[ResultRecord]) -> None:
+        statement = self._database.insert_or_ignore(results)
+        for part in _parts(found):
+            connection.execute(statement, [result.as_row() for result in part])
+
+
+def _unsettled() -> ColumnElement[bool]:
+    return ~exists().where(
+        and_(results.c.batch_id == lines.c.batch_id, results.c.line_index == lines.c.line_index)
+    )
+
+
+def _parts(found: Iterable[Any]) -> Iterator[list[Any]]:
+    part: list[Any] = []
+    for item in found:
+        part.append(item)
+        if len(part) == _INSERT_ROWS:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _line(row: Row[Any]) -> LineRecord:
+    return LineRecord(
+        index=row.line_index,
+        custom_id=row.custom_id,
+        offset_bytes=row.offset_bytes,
+        num_bytes=row.num_bytes,
+        num_prompt_tokens=row.num_prompt_tokens,
+        shard_index=row.shard_index,
+    )

@@ -1,0 +1,115 @@
+"""The ledger's schema: its tables, its version, and nothing of who asks."""
+
+from typing import Final
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+)
+
+SCHEMA_VERSION: Final = 1
+METADATA: Final = MetaData()
+
+schema = Table("schema_version", METADATA, Column("version", Integer, nullable=False))
+
+# `seq` orders lists: two objects of the same second neither repeat nor vanish between pages.
+# A deleted file keeps its row, so that a page after it can still be found.
+files = Table(
+    "files",
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("purpose", String(32), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("num_bytes", Integer, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("expires_at", Integer),
+    Column("deleted_at", Integer),
+)
+
+batches = Table(
+    "batches",
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file_id", String(64), nullable=False),
+    Column("completion_window", String(16), nullable=False),
+    Column("status", String(16), nullable=False, index=True),
+    Column("model", Text),
+    Column("metadata", JSON),
+    Column("output_expires_after_s", Integer),
+    Column("errors", JSON, nullable=False),
+    Column("output_file_id", String(64)),
+    Column("error_file_id", String(64)),
+    Column("created_at", Integer, nullable=False),
+    Column("expires_at", Integer, nullable=False),
+    *(
+        Column(f"{status}_at", Integer)
+        for status in (
+            "in_progress",
+            "finalizing",
+            "completed",
+            "failed",
+            "expired",
+            "cancelling",
+            "cancelled",
+        )
+    ),
+    # Written when the batch ends; until then counts are derived from `results`.
+    Column("final_counts", JSON),
+)
+
+lines = Table(
+    "lines",
+    METADATA,
+    Column("batch_id", String(64), ForeignKey("batches.id"), nullable=False),
+    Column("line_index", Integer, nullable=False),
+    Column("custom_id", Text, nullable=False),
+    Column("offset_bytes", Integer, nullable=False),
+    Column("num_bytes", Integer, nullable=False),
+    Column("num_prompt_tokens", Integer, nullable=False),
+    Column("shard_index", Integer, nullable=False),
+    PrimaryKeyConstraint("batch_id", "line_index"),
+    Index("lines_by_shard", "batch_id", "shard_index"),
+)
+
+shards = Table(
+    "shards",
+    METADATA,
+    Column("batch_id", String(64), ForeignKey("batches.id"), nullable=False),
+    Column("shard_index", Integer, nullable=False),
+    Column("state", String(8), nullable=False),
+    PrimaryKeyConstraint("batch_id", "shard_index"),
+    Index("shards_by_state", "batch_id", "state"),
+)
+
+results = Table(
+    "results",
+    METADATA,
+    Column("batch_id", String(64), ForeignKey("batches.id"), nullable=False),
+    Column("line_index", Integer, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("row", Text, nullable=False),
+    Column("input_tokens", Integer, nullable=False),
+    Column("cached_tokens", Integer, nullable=False),
+    Column("output_tokens", Integer, nullable=False),
+    PrimaryKeyConstraint("batch_id", "line_index"),
+    sqlite_with_rowid=False,
+)
+
+models = Table(
+    "models",
+    METADATA,
+    Column("id", String(255), primary_key=True),
+    Column("created_at", Integer, nullable=False),
+    Column("max_context_tokens", Integer, nullable=False),
+)

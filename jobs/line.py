@@ -1,0 +1,285 @@
+"""One JSONL line in, one out: parsing and checking a request line, forming a result line."""
+
+import dataclasses
+import enum
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+from jobs.batch import Endpoint, LineFault
+
+MAX_CUSTOM_ID_CHARACTERS: Final = 512
+_KEYS: Final = ("custom_id", "method", "url", "body")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+
+
+class Outcome(enum.StrEnum):
+    """How a line ended. Only the first two are counted; each line has exactly one."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLine:
+    """A line that is what it should be on the outside; its body is checked by who renders it."""
+
+    custom_id: str
+    body: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LineRecord:
+    """Where a request line lies in the batch's input, and which shard carries it."""
+
+    index: int
+    custom_id: str
+    offset_bytes: int
+    num_bytes: int
+    num_prompt_tokens: int
+    shard_index: int
+
+    def as_row(self) -> dict[str, Any]:
+        row = dataclasses.asdict(self)
+        row["line_index"] = row.pop("index")
+        return row
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ResultRecord:
+    """What the ledger keeps of a settled line; `row` is its finished JSONL line."""
+
+    batch_id: str
+    line_index: int
+    outcome: Outcome
+    row: str
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+    def as_row(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def parse_request_line(
+    raw: bytes, *, line: int, endpoint: Endpoint
+) -> tuple[RequestLine | None, list[LineFault]]:
+    """The line, or None and all its faults. `line` is 1-based, for the faults."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return None, [_not_json(line, "This line is not valid UTF-8.")]
+    try:
+        data = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return None, [_not_json(line, "This line is not parseable as valid JSON.")]
+    if not isinstance(data, dict):
+        return None, [_not_json(line, "This line is not parseable as valid JSON.")]
+    faults = [*_outer_faults(data, endpoint), *_body_faults(data.get("body"), endpoint)]
+    if faults:
+        return None, [dataclasses.replace(fault, line=line) for fault in faults]
+    return RequestLine(custom_id=data["custom_id"], body=data["body"]), []
+
+
+def _outer_faults(data: dict[str, Any], endpoint: Endpoint) -> list[LineFault]:
+    faults = [_missing(key) for key in _KEYS if key not in data]
+    faults += [
+        LineFault(code="unknown_parameter", message=f"Unknown parameter: '{key}'.", param=key)
+        for key in data
+        if key not in _KEYS
+    ]
+    if "custom_id" in data:
+        faults += _custom_id_faults(data["custom_id"])
+    if "method" in data and data["method"] != "POST":
+        message = "Invalid value for 'method'. Supported values are: 'POST'."
+        faults.append(LineFault(code="invalid_method", message=message, param="method"))
+    if "url" in data and data["url"] != endpoint:
+        message = "The URL provided for this request does not match the batch endpoint."
+        faults.append(LineFault(code="invalid_url", message=message, param="url"))
+    return faults
+
+
+def _custom_id_faults(custom_id: object) -> list[LineFault]:
+    if not isinstance(custom_id, str):
+        return [_wrong_type("custom_id", "a string", custom_id)]
+    if not custom_id:
+        return [_missing("custom_id")]
+    if len(custom_id) > MAX_CUSTOM_ID_CHARACTERS:
+        message = (
+            "Invalid 'custom_id': string too long. Expected a string with maximum length "
+            f"{MAX_CUSTOM_ID_CHARACTERS}, but got a string with length {len(custom_id)} instead."
+        )
+        return [LineFault(code="string_above_max_length", message=message, param="custom_id")]
+    if _CONTROL.search(custom_id) or _SURROGATE.search(custom_id):
+        message = "Invalid 'custom_id': control characters are not allowed."
+        return [LineFault(code="invalid_value", message=message, param="custom_id")]
+    return []
+
+
+def _body_faults(body: object, endpoint: Endpoint) -> list[LineFault]:
+    if body is None:
+        return []  # missing, and said so already
+    if not isinstance(body, dict):
+        return [_wrong_type("body", "an object", body)]
+    faults = []
+    if not isinstance(body.get("model"), str) or not body["model"]:
+        message = "Model parameter is required."
+        faults.append(LineFault(code="invalid_request", message=message, param="body.model"))
+    if endpoint is Endpoint.CHAT_COMPLETIONS and not body.get("messages"):
+        message = "Messages parameter is required."
+        faults.append(LineFault(code="invalid_request", message=message, param="body.messages"))
+    if endpoint is Endpoint.COMPLETIONS and body.get("prompt") in (None, "", []):
+        message = "Prompt parameter is required."
+        faults.append(LineFault(code="invalid_request", message=message, param="body.prompt"))
+    if body.get("stream"):
+        kind = "Chat Completions" if endpoint is Endpoint.CHAT_COMPLETIONS else "Completions"
+        message = f"{kind}: Streaming is not supported in the Batch API."
+        faults.append(LineFault(code="streaming_unsupported", message=message, param="body.stream"))
+    return faults
+
+
+def duplicate_fault(custom_id: str, *, line: int) -> LineFault:
+    message = (
+        f"The custom_id '{custom_id}' for this request is a duplicate of another request. "
+        "The custom_id parameter must be unique for each request in a batch."
+    )
+    return LineFault(code="duplicate_custom_id", message=message, line=line, param="custom_id")
+
+
+def mismatched_model_fault(model: str, *, line: int) -> LineFault:
+    message = (
+        f"The model '{model}' for this request does not match the rest of the batch. "
+        "Each batch must contain requests for a single model."
+    )
+    return LineFault(code="mismatched_model", message=message, line=line, param="body.model")
+
+
+def unknown_model_fault(model: str, *, line: int) -> LineFault:
+    message = f"The provided model '{model}' is not supported by the Batch API."
+    return LineFault(code="model_not_found", message=message, line=line, param="body.model")
+
+
+def http_result(
+    batch_id: str, line: LineRecord, *, status_code: int, body: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A result line that got an HTTP-like answer, 200 or an error envelope in `body`."""
+    response = {
+        "status_code": status_code,
+        "request_id": f"req_{_digest(batch_id, line.index, 'request')}",
+        "body": body,
+    }
+    return _result(batch_id, line, response=response, error=None)
+
+
+def completed_result(
+    batch_id: str,
+    line: LineRecord,
+    *,
+    body: Mapping[str, Any],
+    input_tokens: int,
+    output_tokens: int,
+    cached_tokens: int = 0,
+) -> ResultRecord:
+    return ResultRecord(
+        batch_id=batch_id,
+        line_index=line.index,
+        outcome=Outcome.COMPLETED,
+        row=format_row(http_result(batch_id, line, status_code=200, body=body)),
+        input_tokens=input_tokens,
+        cached_tokens=cached_tokens,
+        output_tokens=output_tokens,
+    )
+
+
+def refused_result(
+    batch_id: str, line: LineRecord, *, status_code: int, error: Mapping[str, Any]
+) -> ResultRecord:
+    """A line that ran into an error; `error` has message, type, param and code."""
+    body = {"error": dict(error)}
+    return ResultRecord(
+        batch_id=batch_id,
+        line_index=line.index,
+        outcome=Outcome.FAILED,
+        row=format_row(http_result(batch_id, line, status_code=status_code, body=body)),
+    )
+
+
+def unrun_result(batch_id: str, line: LineRecord, outcome: Outcome) -> ResultRecord:
+    """A line that never ran: the batch was cancelled or its window ended."""
+    code, message = {
+        Outcome.EXPIRED: (
+            "batch_expired",
+            "This request could not be executed before the completion window expired.",
+        ),
+        Outcome.CANCELLED: (
+            "batch_cancelled",
+            "This request was not executed because the batch was cancelled.",
+        ),
+    }[outcome]
+    result = _result(batch_id, line, response=None, error={"code": code, "message": message})
+    return ResultRecord(
+        batch_id=batch_id, line_index=line.index, outcome=outcome, row=format_row(result)
+    )
+
+
+def format_row(result: Mapping[str, Any]) -> str:
+    """JSON without line breaks of any kind: Unicode's own separators are escaped too."""
+    text = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
+    if not text.isascii() and _SURROGATE.search(text):
+        # A lone surrogate cannot be UTF-8; it can only be escaped.
+        return json.dumps(result, separators=(",", ":"))
+    for separator in ("\u2028", "\u2029", "\x85"):
+        text = text.replace(separator, f"\\u{ord(separator):04x}")
+    return text
+
+
+def _result(batch_id: str, line: LineRecord, *, response: object, error: object) -> dict[str, Any]:
+    return {
+        "id": f"batch_req_{_digest(batch_id, line.index, 'line')}",
+        "custom_id": line.custom_id,
+        "response": response,
+        "error": error,
+    }
+
+
+def _digest(batch_id: str, index: int, kind: str) -> str:
+    # Derived, not drawn: a file that is written again carries the same ids.
+    return hashlib.sha256(f"{kind}:{batch_id}:{index}".encode()).hexdigest()[:32]
+
+
+def _missing(key: str) -> LineFault:
+    message = f"Missing required parameter: '{key}'."
+    return LineFault(code="missing_required_parameter", message=message, param=key)
+
+
+def _wrong_type(param: str, expected: str, got: object) -> LineFault:
+    message = f"Invalid type for '{param}': expected {expected}, but got {json_type(got)} instead."
+    return LineFault(code="invalid_type", message=message, param=param)
+
+
+def _not_json(line: int, message: str) -> LineFault:
+    return LineFault(code="invalid_json_line", message=message, line=line)
+
+
+def json_type(value: object) -> str:
+    """The contract's words for a JSON value's type."""
+    names = {bool: "a boolean", int: "an integer", float: "a decimal", str: "a string"}
+    if value is None:
+        return "null"
+    return names.get(type(value), "an array" if isinstance(value, list) else "an object")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("duplicate keys")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
