@@ -9,7 +9,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from engine.errors import UnsupportedModelError
-from engine.memory.layout import decoder_layers as decoder_layers
+from engine.memory.layout import decoder_layers
+
+__all__ = ["build_skeleton", "decoder_layers"]
 
 
 def build_skeleton(
@@ -48,7 +50,9 @@ def _make_buffers_real(model: Any) -> None:
                 real.fill_(torch.nan)
             module._buffers[name] = real  # noqa: SLF001 - keeps persistence as it was
     model.initialize_weights()
-    missing = [name for name, b in model.named_buffers() if b.is_floating_point() and b.isnan().any()]
+    missing = [
+        name for name, b in model.named_buffers() if b.is_floating_point() and b.isnan().any()
+    ]
     if missing:
         raise UnsupportedModelError(
             f"{type(model).__name__}: {len(missing)} buffers cannot be rebuilt: {missing[:3]}"

@@ -29,6 +29,7 @@ class Conversion:
     """
 
     def __init__(self, checkpoint: Checkpoint, skeleton: nn.Module) -> None:
+        assert all(p.is_meta for p in skeleton.parameters()), "weights are bound after packing"
         self.checkpoint = checkpoint
         self.layout: Layout = lay_out(skeleton)
         self.dtype_of: dict[str, torch.dtype] = {}
@@ -59,7 +60,9 @@ class Conversion:
 
     def _plan(self) -> None:
         """Ask the library for the name each source tensor will have; ignore what it ignores."""
-        renamings, converters = _split(conversion_mapping.get_model_conversion_mapping(self._scratch))
+        renamings, converters = _split(
+            conversion_mapping.get_model_conversion_mapping(self._scratch)
+        )
         targets_of = {p: c.target_patterns for c in converters for p in c.source_patterns}
         state = self._scratch.state_dict()
         for source_name, tensor in self.checkpoint.tensors.items():

@@ -103,7 +103,9 @@ def read_config(file: GgufFile) -> Any:
         if f"{arch}.{key}" in file.metadata
     }
     fields["vocab_size"] = _vocab_size(file)
-    fields["tie_word_embeddings"] = all(info.name != "output.weight" for info in file.header.tensors)
+    fields["tie_word_embeddings"] = all(
+        info.name != "output.weight" for info in file.header.tensors
+    )
     for role in ("bos", "eos"):
         fields[f"{role}_token_id"] = file.metadata.get(f"tokenizer.ggml.{role}_token_id")
     if "head_dim" not in fields and f"{arch}.rope.dimension_count" in file.metadata:

@@ -143,7 +143,9 @@ def _write(
                 if progress is not None:
                     progress(group.offset_bytes + group.num_bytes, total_bytes)
             _flush(file)
-        write_manifest(Pack(path=folder / DATA_FILE, groups=tuple(written)), partial / MANIFEST_FILE)
+        write_manifest(
+            Pack(path=folder / DATA_FILE, groups=tuple(written)), partial / MANIFEST_FILE
+        )
         _sync(partial / MANIFEST_FILE)
         _sync(partial)
         partial.rename(folder)
@@ -163,7 +165,7 @@ def _write_group(file: BinaryIO, group: PackGroup, values: dict[str, torch.Tenso
         assert value.dtype == tensor.dtype, tensor.name
         assert tuple(value.shape) == tensor.shape, tensor.name
         padding = bytes(tensor.offset_bytes - end)
-        payload = memoryview(value.reshape(-1).view(torch.uint8).numpy())
+        payload = value.reshape(-1).view(torch.uint8).numpy().data
         for piece in (padding, payload):
             file.write(piece)
             crc32 = zlib.crc32(piece, crc32)

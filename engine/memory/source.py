@@ -34,7 +34,7 @@ def read_bytes(path: Path, offset_bytes: int, num_bytes: int) -> torch.Tensor:
     raw = torch.empty(num_bytes, dtype=torch.uint8)
     with path.open("rb") as file:
         file.seek(offset_bytes)
-        num_read = file.readinto(memoryview(raw.numpy()))
+        num_read = file.readinto(raw.numpy().data)
     if num_read != num_bytes:
         raise CheckpointError(
             f"{path} ended early: {num_read} of {num_bytes} bytes at offset {offset_bytes}"
