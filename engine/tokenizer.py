@@ -1,4 +1,4 @@
-"""Text to token ids and back, with the checkpoint's own tokenizer. Knows no weights, needs no torch.
+"""Text to token ids and back, with the checkpoint's own tokenizer. Knows no weights.
 
 Everything is read from local files. A checkpoint without tokenizer files still serves prompts that
 are token ids: `Tokenizer.load` then gives a `TokenIdsOnly`.
