@@ -50,8 +50,11 @@ def _make_buffers_real(model: Any) -> None:
                 real.fill_(torch.nan)
             module._buffers[name] = real  # noqa: SLF001 - keeps persistence as it was
     model.initialize_weights()
+    persistent = model.state_dict().keys()  # these come with the weights: see load_buffers
     missing = [
-        name for name, b in model.named_buffers() if b.is_floating_point() and b.isnan().any()
+        name
+        for name, buffer in model.named_buffers()
+        if name not in persistent and buffer.is_floating_point() and buffer.isnan().any()
     ]
     if missing:
         raise UnsupportedModelError(

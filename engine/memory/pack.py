@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 import torch
 from torch import nn
 
-from engine.errors import BudgetError, PackError
+from engine.errors import BudgetError, CheckpointError, PackError
 from engine.memory.checkpoint import Checkpoint
 from engine.memory.conversion import Conversion
 from engine.memory.layout import BUFFERS
@@ -95,11 +95,20 @@ def read_group(pack: Pack, name: str) -> dict[str, torch.Tensor]:
 
 
 def load_buffers(pack: Pack, model: nn.Module) -> None:
-    """Copy the buffers that came with the checkpoint into the model; few models have any."""
+    """Copy the buffers that came with the checkpoint into the model; few models have any.
+
+    CheckpointError if one is left that neither the checkpoint nor the library gave a value.
+    """
+    persistent = model.state_dict().keys()
+    buffers = {name: b for name, b in model.named_buffers() if name in persistent}
     if any(group.name == BUFFERS for group in pack.groups):
-        buffers = dict(model.named_buffers())
         for name, value in read_group(pack, BUFFERS).items():
             buffers[name].copy_(value)
+    unset = [name for name, b in buffers.items() if b.is_floating_point() and b.isnan().any()]
+    if unset:
+        raise CheckpointError(
+            f"{pack.path} lacks {len(unset)} of {len(buffers)} buffers: {', '.join(unset[:3])}"
+        )
 
 
 def _place(conversion: Conversion) -> tuple[PackGroup, ...]:

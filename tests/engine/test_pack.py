@@ -290,3 +290,14 @@ def test_buffers_that_come_with_the_checkpoint_reach_the_model(
     pack = ensure_pack(checkpoint, skeleton, spill_dir=tmp_path, disk_bytes=PLENTY_BYTES)
     load_buffers(pack, skeleton)
     assert torch.equal(skeleton.get_buffer(name), expected)
+
+
+def test_a_buffer_without_any_value_is_named(
+    tmp_path: Path, tiny: Checkpoint, attention: str
+) -> None:
+    skeleton = build_skeleton(tiny.config, attention=attention)
+    pack = ensure_pack(tiny, skeleton, spill_dir=tmp_path, disk_bytes=PLENTY_BYTES)
+    load_buffers(pack, skeleton)
+    skeleton.model.register_buffer("gate", torch.tensor([torch.nan]))
+    with pytest.raises(CheckpointError, match=r"lacks 1 of 1 buffers: model\.gate"):
+        load_buffers(pack, skeleton)
