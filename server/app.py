@@ -42,6 +42,6 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for router in ROUTES:
         app.include_router(router)
-    install_handlers(app)
+    install_handlers(app, [route for router in ROUTES for route in router.routes])
     app.add_middleware(RequestLog)
     return app

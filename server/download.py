@@ -66,7 +66,7 @@ def _asked_span(wanted: str | None, size: int) -> _Span | None:
         start, end = max(0, size - int(match[2])), size
     else:
         start, end = int(match[1]), size if match[2] == "" else int(match[2]) + 1
-        if end <= start:
+        if match[2] != "" and end <= start:
             return None  # malformed: as if it were not there
     if start >= size:
         message = f"The range '{wanted}' starts beyond the file, which has {size} bytes."

@@ -1,8 +1,9 @@
 """How refusals and faults become HTTP: one table, and handlers that leave no framework default."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match, Route
 
 from jobs.errors import (
     ConflictError,
@@ -82,10 +83,10 @@ def internal_error() -> Response:
     return envelope(500, "The server had an error processing your request.", kind=_SERVER)
 
 
-def install_handlers(app: FastAPI) -> None:
+def install_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     handlers: dict[Any, Callable[[Request, Any], Response]] = {
         RequestValidationError: _on_wrong_parameter,
-        HTTPException: _on_http_exception,
+        HTTPException: functools.partial(_on_http_exception, routes),
         ClientDisconnect: _on_disconnect,
         **dict.fromkeys(_ANSWERS, _on_refusal),
     }
@@ -131,10 +132,12 @@ def _refusal_of(fault: Mapping[str, Any]) -> InvalidRequestError:
             return InvalidRequestError(message, param=param, code="invalid_value")
 
 
-def _on_http_exception(request: Request, error: HTTPException) -> Response:
+def _on_http_exception(
+    routes: Sequence[BaseRoute], request: Request, error: HTTPException
+) -> Response:
     where = f"{request.method} {request.url.path}"
     if error.status_code == 405:
-        allowed = ", ".join(sorted(_allowed_methods(request)))
+        allowed = ", ".join(sorted(_allowed_methods(routes, request)))
         message = f"Method not allowed ({where}). Allowed: {allowed}."
         return envelope(405, message, code="method_not_allowed", headers={"allow": allowed})
     if error.status_code == 404:
@@ -143,14 +146,14 @@ def _on_http_exception(request: Request, error: HTTPException) -> Response:
     return envelope(error.status_code, HTTPStatus(error.status_code).phrase, kind=kind)
 
 
-def _allowed_methods(request: Request) -> set[str]:
+def _allowed_methods(routes: Sequence[BaseRoute], request: Request) -> set[str]:
     # Each route knows only its own methods; several share a path.
-    found: set[str] = set()
-    for route in request.app.routes:
-        match, _ = route.matches(request.scope)
-        if match is not Match.NONE:
-            found |= route.methods or set()
-    return found
+    return {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
 
 
 def _on_disconnect(request: Request, error: ClientDisconnect) -> Response:

@@ -1,6 +1,7 @@
 """Starts the HTTP server of one process, with its log; supervision is someone else's."""
 
 import logging
+import sys
 from typing import Final
 
 import structlog
@@ -17,6 +18,7 @@ _SHUTDOWN_S: Final = 10
 def run(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM; running requests get some seconds to finish."""
     structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
