@@ -127,6 +127,9 @@ def advance_batch(
     error_file_id: str | None = None,
 ) -> bool:
     """The one writer of `status`: a compare-and-set over the table of legal transitions."""
+    allowed = [status for status, following in NEXT_STATUSES.items() if to in following]
+    if not allowed:
+        return False  # `validating` is where a batch begins: nothing leads there
     values: dict[str, Any] = {"status": to, f"{to}_at": int(time.time())}
     if model is not None:
         values["model"] = model
@@ -137,7 +140,6 @@ def advance_batch(
         values["final_counts"] = dataclasses.asdict(counts) | dataclasses.asdict(usage)
         values["output_file_id"] = output_file_id
         values["error_file_id"] = error_file_id
-    allowed = [status for status, following in NEXT_STATUSES.items() if to in following]
     moved = connection.execute(
         update(batches)
         .where(batches.c.id == batch_id, batches.c.status.in_(allowed))
