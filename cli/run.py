@@ -1,0 +1,5 @@
+"""`freight run`: placeholder while the rendering arrives."""
+
+
+def run() -> None:
+    """Run a file offline."""
