@@ -13,8 +13,9 @@ import typer
 
 from cli.console import say, show
 from cli.demo_input import write_demo_input
+from cli.result_files import ResultPaths
 from cli.serve import ModelOption, running
-from cli.submit import ResultPaths, submit_and_fetch
+from cli.submit import submit_and_fetch
 from jobs.settings import Settings
 
 _NUM_SHOWN: Final = 3
@@ -29,7 +30,7 @@ def demo(model: ModelOption = None) -> None:
     folder = settings.state_dir / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     requests = folder / "requests.jsonl"
-    results = ResultPaths.beside(requests, None)
+    results = ResultPaths.beside(requests)
     with running(settings) as freight, connect(freight.url) as client:
         model_id = client.models.list().data[0].id
         num_requests = write_demo_input(requests, model=model_id)

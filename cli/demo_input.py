@@ -36,7 +36,7 @@ _ERRANDS: Final = (
     _Errand(
         name="summary",
         ask="Summarize this text in two or three sentences.",
-        num_characters=2200,
+        num_characters=2800,
         max_tokens=96,
     ),
     _Errand(

@@ -1,6 +1,5 @@
 """`freight submit`: send a file to a running server, follow the batch, fetch its results."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import progress_bar, say
+from cli.result_files import ResultPaths
 
 if TYPE_CHECKING:  # the client is slow to import, and only commands that talk need it
     from openai import OpenAI
@@ -41,21 +41,6 @@ def submit(
         raise typer.Exit(1) from None
     if not complete:
         raise typer.Exit(1)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ResultPaths:
-    output: Path
-    errors: Path
-
-    @classmethod
-    def beside(cls, file: Path, out: Path | None) -> "ResultPaths":
-        """`a.jsonl` gives `a.output.jsonl` and `a.errors.jsonl`; a named output its own errors."""
-        if out is None:
-            return cls(
-                output=file.with_suffix(".output.jsonl"), errors=file.with_suffix(".errors.jsonl")
-            )
-        return cls(output=out, errors=out.with_suffix(".errors.jsonl"))
 
 
 def submit_and_fetch(
