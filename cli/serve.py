@@ -93,13 +93,17 @@ def running(settings: Settings) -> Iterator[Running]:
 
 def roles(settings: Settings) -> tuple[Role, ...]:
     """The children, in the order in which they are stopped."""
+    from cli.presence import process_is_present  # noqa: PLC0415 (rq is slow to import)
+
+    assert settings.redis_url is not None
+    is_listening = process_is_present(settings.redis_url)
     return (
         Role(name="server", command=_command("server"), is_ready=_server_probe(settings)),
-        Role(name="intake", command=_command("intake"), is_ready=_worker_probe(settings)),
+        Role(name="intake", command=_command("intake"), is_ready=is_listening),
         Role(
             name="worker",
             command=_command("worker"),
-            is_ready=_worker_probe(settings),
+            is_ready=is_listening,
             stop_limit_s=_WORKER_STOP_LIMIT_S,
         ),
     )
@@ -122,23 +126,6 @@ def _server_probe(settings: Settings) -> Callable[[int], bool]:
                 return False
 
     return answers
-
-
-def _worker_probe(settings: Settings) -> Callable[[int], bool]:
-    """RQ workers register once they listen; the worker does so after its model is loaded."""
-    import redis  # noqa: PLC0415 (slow to import)
-    import rq  # noqa: PLC0415
-
-    assert settings.redis_url is not None
-    client = redis.Redis.from_url(settings.redis_url)
-
-    def is_registered(process_id: int) -> bool:
-        try:
-            return any(worker.pid == process_id for worker in rq.Worker.all(connection=client))
-        except redis.RedisError:
-            return False
-
-    return is_registered
 
 
 def _check_address(settings: Settings) -> None:

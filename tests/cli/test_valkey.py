@@ -5,8 +5,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,23 +13,9 @@ import redis
 import cli.valkey
 from cli.errors import StartError
 from cli.valkey import embedded_valkey, find_server
+from tests.support.processes import is_running, wait_until
 
 _ROOT = Path(__file__).parents[2]
-
-
-def _wait_until(holds: Callable[[], bool], *, limit_s: float = 20.0) -> None:
-    end_s = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < end_s, "waited in vain"
-        time.sleep(0.01)
-
-
-def _is_running(process_id: int) -> bool:
-    try:
-        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
 
 
 def test_is_configured_as_a_durable_loopback_only_doorbell(tmp_path: Path) -> None:
@@ -64,7 +48,7 @@ def test_needs_its_password_and_tells_it_to_the_owner_only(tmp_path: Path) -> No
 def test_the_server_is_gone_after_the_block(tmp_path: Path) -> None:
     with embedded_valkey(tmp_path) as url, redis.Redis.from_url(url) as client:
         process_id = client.info("server")["process_id"]
-    assert not _is_running(process_id)
+    assert not is_running(process_id)
 
 
 def test_a_second_owner_of_a_state_folder_is_refused_by_name(tmp_path: Path) -> None:
@@ -88,10 +72,10 @@ def test_the_server_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
     ) as parent:
         assert parent.stdout is not None
         process_id = int(parent.stdout.readline())
-        assert _is_running(process_id)
+        assert is_running(process_id)
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-        _wait_until(lambda: not _is_running(process_id))
+        wait_until(lambda: not is_running(process_id))
     with embedded_valkey(tmp_path):
         pass  # the folder is free again
 
