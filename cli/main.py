@@ -3,7 +3,7 @@
 import importlib.metadata
 import os
 import sys
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -27,8 +27,17 @@ def main() -> None:
     try:
         app()
     except (FreightError, EngineError) as error:
-        say(f"{ERROR_PREFIX}{error}")
-        sys.exit(os.EX_CONFIG if isinstance(error, _WRONG_FROM_THE_START) else 1)
+        _refuse(error)
+    except SystemExit as last_word:
+        # A role may have put its refusal into words; what it was still decides the status.
+        if isinstance(last_word.__cause__, _WRONG_FROM_THE_START):
+            _refuse(last_word.__cause__)
+        raise
+
+
+def _refuse(error: Exception) -> NoReturn:
+    say(f"{ERROR_PREFIX}{error}")
+    sys.exit(os.EX_CONFIG if isinstance(error, _WRONG_FROM_THE_START) else 1)
 
 
 def _build() -> typer.Typer:

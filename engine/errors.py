@@ -5,7 +5,9 @@ EngineError
 ├── UnsupportedModelError  the architecture is named, and why it cannot be honoured
 ├── BudgetError            a tier lacks bytes: which tier, how many, how many are there
 ├── PromptError            one prompt cannot run (the row fails, the block goes on)
-└── PackError              a packed weight file does not hold what its manifest says
+├── PackError              a packed weight file does not hold what its manifest says
+├── TokenizerError         text was given, and the checkpoint has no tokenizer for it
+└── ChatTemplateError      there is no chat template, or it refuses the messages
 """
 
 
@@ -36,3 +38,11 @@ class PromptError(EngineError):
 
 class PackError(EngineError):
     """A packed weight file is damaged."""
+
+
+class TokenizerError(EngineError):
+    """Text cannot become token ids."""
+
+
+class ChatTemplateError(EngineError):
+    """Messages cannot become a prompt."""

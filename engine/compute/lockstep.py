@@ -1,0 +1,107 @@
+"""Runs a model's own forward for several micro-batches, one layer at a time for all of them.
+
+Each micro-batch's forward is a greenlet that stops before every decoder layer; whoever drives
+decides which goes on. The library's code is not touched and not re-implemented. Knows no weights,
+rows or sampling.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import nn
+
+from engine.compute.attention import AttentionContext, Packing
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Packed tokens of one forward call, all on the compute device.
+
+    `token_ids` and `positions` (1, tokens); `wanted` (sampled rows,) are the places in the packing
+    whose logits are needed.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    wanted: torch.Tensor
+    packing: Packing
+
+
+class Lockstep:
+    """One sweep's forwards. `step` runs one layer of one micro-batch; layers must go in order.
+
+    As a context manager: leaving it ends forwards that were not driven to their end.
+    """
+
+    def __init__(
+        self, model: nn.Module, context: AttentionContext, micro_batches: Sequence[MicroBatch]
+    ) -> None:
+        self._context = context
+        self._micro_batches = micro_batches
+        self._forwards = [
+            greenlet(lambda batch=batch: _forward(model, batch)) for batch in micro_batches
+        ]
+        self.logits: list[torch.Tensor | None] = [None] * len(micro_batches)
+
+    def start(self) -> None:
+        """Run every micro-batch up to its first layer: embeddings and positions."""
+        for index in range(len(self._micro_batches)):
+            self._resume(index)
+
+    def step(self, micro_batch: int) -> None:
+        """Run the next layer of one micro-batch; after the last one also norm and head, which
+        leave (sampled rows, vocabulary) in `logits`.
+        """
+        self._resume(micro_batch)
+
+    def _resume(self, index: int) -> None:
+        self._context.packing = self._micro_batches[index].packing
+        forward = self._forwards[index]
+        answer = forward.switch()
+        if forward.dead:
+            self.logits[index] = answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._context.packing = None
+        for forward in self._forwards:
+            if forward and not forward.dead:
+                forward.throw()
+
+
+def gate_layers(layers: Sequence[nn.Module]) -> None:
+    """Make every layer's forward give way to the driver before it runs."""
+    for layer in layers:
+        layer.forward = _gated(layer.forward)
+
+
+def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def wait_then_forward(*arguments: Any, **options: Any) -> Any:
+        driver = getcurrent().parent
+        assert driver is not None, "a gated model runs in lockstep only"
+        driver.switch()
+        return forward(*arguments, **options)
+
+    return wait_then_forward
+
+
+def _forward(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+    answer = model(
+        input_ids=batch.token_ids,
+        position_ids=batch.positions,
+        use_cache=False,
+        logits_to_keep=batch.wanted,
+    )
+    logits: torch.Tensor = answer.logits[0]
+    return logits

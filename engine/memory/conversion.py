@@ -1,0 +1,167 @@
+"""From a source's tensors to a model's parameters, one group at a time, by the library's own rules.
+
+Names, fusing and transposing are the library's: each group's source tensors go through its loader
+into a weightless copy of the model and leave it again. Memory holds one group, never the model.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import conversion_mapping, core_model_loading
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging as library_logging
+
+from engine.errors import CheckpointError
+from engine.memory.checkpoint import Checkpoint
+from engine.memory.layout import BUFFERS, Layout, lay_out
+from engine.memory.source import SourceTensor
+
+
+class Conversion:
+    """Which source tensors make each group, and what comes of them.
+
+    `dtype_of` has an entry for every parameter, and for those buffers that the source holds.
+    Every parameter keeps the dtype of its source, so nothing is rounded.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, skeleton: nn.Module) -> None:
+        assert all(p.is_meta for p in skeleton.parameters()), "weights are bound after packing"
+        self.checkpoint = checkpoint
+        self.layout: Layout = lay_out(skeleton)
+        self.dtype_of: dict[str, torch.dtype] = {}
+        self._scratch: Any = copy.deepcopy(skeleton)
+        self._sources_of: dict[str, dict[str, SourceTensor]] = {}
+        self._plan()
+        self._require_complete(set(self.dtype_of))
+        for name, parameter in self._scratch.named_parameters():
+            parameter.data = parameter.data.to(self.dtype_of[name])
+
+    def tensors_of(self, group: str) -> dict[str, torch.Tensor]:
+        """Shapes and dtypes only (meta), in the order of the layout."""
+        state = self._scratch.state_dict()
+        return {
+            name: torch.empty(state[name].shape, dtype=self.dtype_of[name], device="meta")
+            for name, owner in self.layout.group_of.items()
+            if owner == group and name in self.dtype_of
+        }
+
+    def read(self, group: str) -> dict[str, torch.Tensor]:
+        """The group's values by the model's names. The caller drops them before the next group."""
+        self._load(group)
+        values = self._take_out(group)
+        missing = self.tensors_of(group).keys() - values.keys()
+        if missing:
+            raise CheckpointError(_missing_message(self.checkpoint, sorted(missing)))
+        return values
+
+    def _plan(self) -> None:
+        """Ask the library for the name each source tensor will have; ignore what it ignores."""
+        renamings, converters = _split(
+            conversion_mapping.get_model_conversion_mapping(self._scratch)
+        )
+        targets_of = {p: c.target_patterns for c in converters for p in c.source_patterns}
+        state = self._scratch.state_dict()
+        for source_name, tensor in self.checkpoint.tensors.items():
+            renamed, pattern = core_model_loading.rename_source_key(
+                source_name, renamings, converters, self._scratch.base_model_prefix, state
+            )
+            if renamed not in state and source_name in state:
+                renamed, pattern = source_name, None
+            targets = targets_of[pattern] if pattern is not None else [""]
+            for target in targets:
+                self._assign(source_name, tensor, renamed.replace(targets[0], target))
+
+    def _assign(self, source_name: str, tensor: SourceTensor, target: str) -> None:
+        name = self.layout.canonical.get(target)
+        if name is None:
+            return
+        self._sources_of.setdefault(self.layout.group_of[name], {})[source_name] = tensor
+        before = self.dtype_of.get(name, tensor.dtype)
+        self.dtype_of[name] = torch.promote_types(before, tensor.dtype)
+
+    def _require_complete(self, known: set[str]) -> None:
+        missing = [
+            name
+            for name, group in self.layout.group_of.items()
+            if group != BUFFERS and name not in known
+        ]
+        if missing:
+            raise CheckpointError(_missing_message(self.checkpoint, missing))
+
+    def _load(self, group: str) -> None:
+        load_config = LoadStateDictConfig(
+            weight_mapping=conversion_mapping.get_model_conversion_mapping(self._scratch)
+        )
+        with _quiet_library():
+            info, _ = core_model_loading.convert_and_load_state_dict_in_model(
+                model=self._scratch,
+                state_dict=self._sources_of.get(group, {}),
+                load_config=load_config,
+            )
+        if info.conversion_errors:
+            name, reason = next(iter(info.conversion_errors.items()))
+            raise CheckpointError(f"{self.checkpoint.source}: {name} is not convertible: {reason}")
+        if info.mismatched_keys:
+            name, found, expected = min(info.mismatched_keys)
+            raise CheckpointError(
+                f"{self.checkpoint.source}: {name} has shape {tuple(found)}, the config asks for "
+                f"{tuple(expected)} ({len(info.mismatched_keys)} such tensors)"
+            )
+
+    def _take_out(self, group: str) -> dict[str, torch.Tensor]:
+        """Collect what the loader made real and put meta tensors back in its place."""
+        values: dict[str, torch.Tensor] = {}
+        for alias, name in self.layout.canonical.items():
+            if self.layout.group_of[name] != group or name not in self.dtype_of:
+                continue
+            path, _, leaf = alias.rpartition(".")
+            module = self._scratch.get_submodule(path)
+            value = getattr(module, leaf).detach()
+            if value.is_meta:
+                continue
+            if name in values and not torch.equal(values[name], value):
+                raise CheckpointError(
+                    f"{self.checkpoint.source}: the config ties {alias} to {name}, but the two "
+                    "differ in the files; its tie_word_embeddings should be false"
+                )
+            values[name] = value
+            _put_back_meta(module, leaf, value)
+        return values
+
+
+def _put_back_meta(module: nn.Module, leaf: str, value: torch.Tensor) -> None:
+    empty = torch.empty_like(value, device="meta")
+    if leaf in module._buffers:  # noqa: SLF001 - keeps the buffer's persistence
+        module._buffers[leaf] = empty  # noqa: SLF001
+    else:
+        setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
+
+
+def _split(mapping: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Renamings and converters, as the library's loader parts them."""
+    renamings = [m for m in mapping if isinstance(m, core_model_loading.WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, core_model_loading.WeightConverter)]
+    return renamings, converters
+
+
+def _missing_message(checkpoint: Checkpoint, missing: list[str]) -> str:
+    return (
+        f"{checkpoint.source} lacks {len(missing)} of the model's parameters: "
+        f"{', '.join(missing[:3])}"
+    )
+
+
+@contextlib.contextmanager
+def _quiet_library() -> Iterator[None]:
+    """No progress bar for each group."""
+    was_enabled = library_logging.is_progress_bar_enabled()
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            library_logging.enable_progress_bar()

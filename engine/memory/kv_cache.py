@@ -1,0 +1,122 @@
+"""Keys and values of the running rows: a paged pool a layer, handed out in runs of pages.
+
+A row's pages are contiguous, so that attention reads a view of them and copies nothing; when a row
+outgrows its run it moves to a larger one. Knows slots and pages, not rows or tokens' meaning.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+PAGE_TOKENS: Final = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KVShape:
+    """One layer's keys and values of one token."""
+
+    num_heads: int
+    key_size: int
+    value_size: int
+
+    def token_bytes(self, dtype: torch.dtype) -> int:
+        return self.num_heads * (self.key_size + self.value_size) * dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PageRun:
+    """Contiguous pages; `slot` is the first token's place in the pool."""
+
+    first_page: int
+    num_pages: int
+
+    @property
+    def slot(self) -> int:
+        return self.first_page * PAGE_TOKENS
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_pages * PAGE_TOKENS
+
+
+class PageAllocator:
+    """First-fit runs of pages, free neighbours merged. Pure bookkeeping."""
+
+    def __init__(self, num_pages: int) -> None:
+        self.num_pages = num_pages
+        self._free = [(0, num_pages)] if num_pages else []
+
+    @property
+    def num_free_pages(self) -> int:
+        return sum(num_pages for _, num_pages in self._free)
+
+    def allocate(self, num_pages: int) -> PageRun | None:
+        for index, (first, available) in enumerate(self._free):
+            if available >= num_pages:
+                rest = (first + num_pages, available - num_pages)
+                self._free[index : index + 1] = [rest] if rest[1] else []
+                return PageRun(first_page=first, num_pages=num_pages)
+        return None
+
+    def release(self, run: PageRun) -> None:
+        index = bisect.bisect(self._free, (run.first_page, 0))
+        first, num_pages = run.first_page, run.num_pages
+        if index < len(self._free) and self._free[index][0] == first + num_pages:
+            num_pages += self._free.pop(index)[1]
+        if index and sum(self._free[index - 1]) == first:
+            index -= 1
+            before = self._free.pop(index)
+            first, num_pages = before[0], before[1] + num_pages
+        assert index == 0 or sum(self._free[index - 1]) < first, "pages released twice"
+        self._free.insert(index, (first, num_pages))
+
+
+class KVCache:
+    """The pool of every layer, within `budget_bytes` on `device`."""
+
+    def __init__(
+        self,
+        shapes: Sequence[KVShape],
+        *,
+        budget_bytes: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        token_bytes = sum(shape.token_bytes(dtype) for shape in shapes)
+        self.pages = PageAllocator(budget_bytes // (token_bytes * PAGE_TOKENS))
+        self.device = device
+        self.dtype = dtype
+        num_slots = self.pages.num_pages * PAGE_TOKENS
+        # Head first: a row's view of one head is one contiguous piece of memory.
+        self._keys = [
+            torch.empty(shape.num_heads, num_slots, shape.key_size, dtype=dtype, device=device)
+            for shape in shapes
+        ]
+        self._values = [
+            torch.empty(shape.num_heads, num_slots, shape.value_size, dtype=dtype, device=device)
+            for shape in shapes
+        ]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.pages.num_pages * PAGE_TOKENS
+
+    def allocate(self, num_tokens: int) -> PageRun | None:
+        """A run for at least `num_tokens`, or None if no run of that length is free."""
+        return self.pages.allocate(-(-num_tokens // PAGE_TOKENS))
+
+    def release(self, run: PageRun) -> None:
+        self.pages.release(run)
+
+    def move(self, old: PageRun, new: PageRun, num_tokens: int) -> None:
+        """Copy the first `num_tokens` of every layer from `old` to `new`, then release `old`."""
+        for pool in (*self._keys, *self._values):
+            pool[:, new.slot : new.slot + num_tokens] = pool[:, old.slot : old.slot + num_tokens]
+        self.release(old)
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys (heads, slots, key_size) and values (heads, slots, value_size) of one layer."""
+        return self._keys[index], self._values[index]

@@ -1,0 +1,310 @@
+"""The weights of one model over its tiers: resident parts bound once, streamed parts fetched ahead
+into slots. Knows packs, placements and devices; not what is computed.
+"""
+
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from engine.errors import EngineError
+from engine.memory.layout import BUFFERS
+from engine.memory.manifest import Pack, PackedTensor, PackGroup
+from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
+from engine.planning.cost import NUM_SLOTS
+from engine.planning.policy import Split, Tier
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LayerParts:
+    """One layer's tensors by where they live: whole tensors, in the pack's order."""
+
+    group: PackGroup
+    resident: tuple[PackedTensor, ...]
+    hosted: tuple[PackedTensor, ...]
+    on_disk: tuple[PackedTensor, ...]
+
+    @property
+    def streamed(self) -> tuple[PackedTensor, ...]:
+        return self.hosted + self.on_disk
+
+
+def part_layer(group: PackGroup, split: Split, compute: Tier) -> LayerParts:
+    """Cut the group's tensors at the split's borders. Raises EngineError if a border cuts one."""
+    resident_bytes = split.gpu_bytes if compute is Tier.GPU else split.cpu_bytes
+    host_bytes = split.cpu_bytes if compute is Tier.GPU else 0
+    parts = []
+    rest = group.tensors
+    for wanted_bytes in (resident_bytes, host_bytes, split.disk_bytes):
+        taken = 0
+        count = 0
+        while taken < wanted_bytes and count < len(rest):
+            taken += rest[count].num_bytes
+            count += 1
+        if taken != wanted_bytes:
+            raise EngineError(
+                f"the policy's split of {group.name} asks for {wanted_bytes:,} bytes in a tier, "
+                f"which is not a whole number of its tensors (nearest {taken:,})"
+            )
+        parts.append(rest[:count])
+        rest = rest[count:]
+    return LayerParts(group=group, resident=parts[0], hosted=parts[1], on_disk=parts[2])
+
+
+@dataclasses.dataclass(slots=True)
+class WeightCounters:
+    """What streaming cost so far. `waited_s` is compute time lost to weights not yet there."""
+
+    streamed_bytes: int = 0
+    fetched_s: float = 0.0
+    waited_s: float = 0.0
+
+
+class WeightSource(Protocol):
+    """What the executor needs of weights: a layer is there between `acquire` and `release`."""
+
+    counters: WeightCounters
+
+    def acquire(self, layer: int) -> None: ...
+    def release(self, layer: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Slot:
+    """A place on the compute tier that streamed parts take turns in, and its way there."""
+
+    def __init__(self, compute_bytes: int, staged_bytes: int, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        self.storage = torch.empty(compute_bytes, dtype=torch.uint8, device=device)
+        self.staging = HostBuffer(staged_bytes + 2 * PAGE_BYTES, pinned=on_gpu)
+        self.filled: torch.cuda.Event | None = _event() if on_gpu else None
+        self.drained: torch.cuda.Event | None = _event() if on_gpu else None
+        self.free = threading.Semaphore(1)
+
+
+class StreamedWeights:
+    """Binds every parameter of `model` once; layers visited in cyclic order find theirs filled.
+
+    `acquire` blocks until the layer's part is there, `release` lets its slot be filled again, for a
+    layer further on: across the border of a sweep too. A failed read surfaces in `acquire`.
+    Close it.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        model: nn.Module,
+        *,
+        splits: Sequence[Split],
+        compute: Tier,
+        device: torch.device,
+    ) -> None:
+        self.counters = WeightCounters()
+        self._device = device
+        # The skeleton says in what dtype each parameter computes: some stay in float32.
+        self._dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        self._owners = _parameter_owners(model)
+        self._reader = DirectReader(pack.path)
+        layers, outer = split_groups(pack)
+        self._parts = [
+            part_layer(group, split, compute) for group, split in zip(layers, splits, strict=True)
+        ]
+        for group in outer:
+            self._load_resident(group, group.tensors)
+        for parts in self._parts:
+            self._load_resident(parts.group, parts.resident)
+        self._hosted = [self._load_hosted(parts) for parts in self._parts]
+        self._order = [index for index, parts in enumerate(self._parts) if parts.streamed]
+        self._views: dict[str, torch.Tensor] = {}
+        self._slots = self._make_slots()
+        self._copy_stream = _stream(device) if device.type == "cuda" else None
+        for index in self._order:
+            self._bind_to_slot(index)
+        self._filled: queue.Queue[int | BaseException] = queue.Queue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._fetch_all, name="freight-weights", daemon=True)
+        if self._order:
+            self._thread.start()
+
+    # -- the executor's side ---------------------------------------------------------------
+
+    def acquire(self, layer: int) -> None:
+        if not self._parts[layer].streamed:
+            return
+        started_s = time.perf_counter()
+        found = self._filled.get()
+        self.counters.waited_s += time.perf_counter() - started_s
+        if isinstance(found, BaseException):
+            self._filled.put(found)  # for whoever asks next: streaming has ended
+            raise EngineError(f"weights of layer {layer} cannot be read: {found}") from found
+        assert found == layer, f"layers are visited in order: {found} is there, {layer} was asked"
+        filled = self._slot_of(layer).filled
+        if filled is not None:
+            torch.cuda.current_stream(self._device).wait_event(filled)
+
+    def release(self, layer: int) -> None:
+        if not self._parts[layer].streamed:
+            return
+        slot = self._slot_of(layer)
+        if slot.drained is not None:
+            slot.drained.record(torch.cuda.current_stream(self._device))
+        slot.free.release()
+
+    def close(self) -> None:
+        self._stop.set()
+        for slot in self._slots:
+            slot.free.release()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._reader.close()
+
+    # -- the fetching side -----------------------------------------------------------------
+
+    def _fetch_all(self) -> None:
+        try:
+            for layer in self._cycle():
+                self._slot_of(layer).free.acquire()
+                if self._stop.is_set():
+                    return
+                started_s = time.perf_counter()
+                self._fetch(layer)
+                self.counters.fetched_s += time.perf_counter() - started_s
+                self._filled.put(layer)
+        except BaseException as error:  # noqa: BLE001  # handed over: `acquire` raises it
+            self._filled.put(error)
+
+    def _cycle(self) -> Iterator[int]:
+        while True:
+            yield from self._order
+
+    def _fetch(self, layer: int) -> None:
+        """Fill the layer's slot: from disk through the staging buffer, from host memory directly."""
+        parts = self._parts[layer]
+        slot = self._slot_of(layer)
+        if slot.filled is not None:
+            slot.filled.synchronize()  # the staging buffer's last copy has left it
+        staged = _read(self._reader, slot.staging, parts.group, parts.on_disk)
+        sources = {**self._hosted[layer], **staged}
+        if self._copy_stream is None:
+            self._copy(sources)
+        else:
+            assert slot.drained is not None
+            assert slot.filled is not None
+            with torch.cuda.stream(self._copy_stream):
+                self._copy_stream.wait_event(slot.drained)
+                self._copy(sources)
+                slot.filled.record(self._copy_stream)
+        self.counters.streamed_bytes += sum(tensor.num_bytes for tensor in parts.streamed)
+
+    def _copy(self, sources: Mapping[str, torch.Tensor]) -> None:
+        with torch.inference_mode():
+            for name, source in sources.items():
+                self._views[name].copy_(source, non_blocking=True)
+
+    # -- setting up ------------------------------------------------------------------------
+
+    def _slot_of(self, layer: int) -> _Slot:
+        # Bound once: with an odd number of streamed layers the first and the last share a slot, and
+        # the first one's fetch waits for the last one's compute.
+        return self._slots[self._order.index(layer) % NUM_SLOTS]
+
+    def _make_slots(self) -> list[_Slot]:
+        if not self._order:
+            return []
+        computed = max(
+            sum(_aligned(self._computed_bytes(tensor)) for tensor in parts.streamed)
+            for parts in self._parts
+        )
+        staged = max(_span_bytes(parts.on_disk) for parts in self._parts)
+        return [_Slot(computed, staged, self._device) for _ in range(NUM_SLOTS)]
+
+    def _computed_bytes(self, tensor: PackedTensor) -> int:
+        return tensor.num_bytes // tensor.dtype.itemsize * self._dtypes[tensor.name].itemsize
+
+    def _bind_to_slot(self, layer: int) -> None:
+        offset = 0
+        storage = self._slot_of(layer).storage
+        for tensor in self._parts[layer].streamed:
+            num_bytes = self._computed_bytes(tensor)
+            view = (
+                storage[offset : offset + num_bytes]
+                .view(self._dtypes[tensor.name])
+                .view(tensor.shape)
+            )
+            self._views[tensor.name] = view
+            self._bind(tensor.name, view)
+            offset += _aligned(num_bytes)
+
+    def _load_resident(self, group: PackGroup, tensors: tuple[PackedTensor, ...]) -> None:
+        for tensor in tensors:
+            buffer = HostBuffer(tensor.num_bytes + 2 * PAGE_BYTES, pinned=False)
+            [(name, source)] = _read(self._reader, buffer, group, (tensor,)).items()
+            self._bind(name, source.to(self._device, self._dtypes[name], copy=True))
+
+    def _load_hosted(self, parts: LayerParts) -> dict[str, torch.Tensor]:
+        """The layer's host-memory part, pinned, in stored dtype."""
+        if not parts.hosted:
+            return {}
+        buffer = HostBuffer(_span_bytes(parts.hosted) + 2 * PAGE_BYTES, pinned=True)
+        return _read(self._reader, buffer, parts.group, parts.hosted)
+
+    def _bind(self, name: str, value: torch.Tensor) -> None:
+        for owner, attribute in self._owners[name]:
+            setattr(owner, attribute, nn.Parameter(value, requires_grad=False))
+
+
+def split_groups(pack: Pack) -> tuple[list[PackGroup], list[PackGroup]]:
+    """The pack's layers, first to last, and its other groups of parameters."""
+    layers = [group for group in pack.groups if group.name.startswith("layers.")]
+    outer = [group for group in pack.groups if group not in layers and group.name != BUFFERS]
+    return layers, outer
+
+
+def _parameter_owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """By parameter name, every module attribute that holds it: tied weights have several."""
+    by_identity: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            by_identity.setdefault(id(parameter), []).append((module, attribute))
+    return {name: by_identity[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+def _read(
+    reader: DirectReader, buffer: HostBuffer, group: PackGroup, tensors: tuple[PackedTensor, ...]
+) -> dict[str, torch.Tensor]:
+    """Adjacent tensors in one read, as views into `buffer` in stored dtype."""
+    if not tensors:
+        return {}
+    first = tensors[0].offset_bytes
+    raw = reader.read(
+        buffer, offset_bytes=group.offset_bytes + first, num_bytes=_span_bytes(tensors)
+    )
+    return {
+        tensor.name: raw[tensor.offset_bytes - first :][: tensor.num_bytes]
+        .view(tensor.dtype)
+        .view(tensor.shape)
+        for tensor in tensors
+    }
+
+
+def _span_bytes(tensors: tuple[PackedTensor, ...]) -> int:
+    if not tensors:
+        return 0
+    return tensors[-1].offset_bytes + tensors[-1].num_bytes - tensors[0].offset_bytes
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // 64) * 64
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # as above

@@ -1,0 +1,8 @@
+"""The table of planners, by name."""
+
+from typing import Final
+
+from engine.planning.planners.base import Planner
+from engine.planning.planners.fixed import plan_fixed
+
+PLANNERS: Final[dict[str, Planner]] = {"fixed": plan_fixed}

@@ -1,0 +1,120 @@
+"""Carries out one sweep: shares in, sampled tokens out, weights there when each layer needs them.
+
+It obeys the schedule and knows neither why rows take part nor what becomes of their tokens.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from engine.compute.attention import AttentionContext, Packing, Segment
+from engine.compute.lockstep import Lockstep, MicroBatch
+from engine.compute.sampling import Draw, sample
+from engine.errors import EngineError, UnsupportedModelError
+from engine.memory.weights import WeightSource
+from engine.sweep.block import Share
+from engine.sweep.report import Report
+from engine.sweep.schedule import pack_micro_batches, steps
+
+
+class Executor:
+    def __init__(
+        self,
+        model: Any,  # transformers' models are untyped
+        *,
+        num_layers: int,
+        weights: WeightSource,
+        context: AttentionContext,
+        micro_batch_tokens: int,
+        eos_token_ids: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self._model = model
+        self._num_layers = num_layers
+        self._weights = weights
+        self._context = context
+        self._micro_batch_tokens = micro_batch_tokens
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._device = device
+
+    def run(self, shares: Sequence[Share], report: Report) -> list[int]:
+        """Sweep once; the next tokens of the shares that sample, in order.
+
+        Raises EngineError; the weights' order is then broken and the engine must be closed.
+        """
+        cuts = pack_micro_batches(
+            [share.num_tokens for share in shares], max_tokens=self._micro_batch_tokens
+        )
+        parts = [[shares[index] for index in cut] for cut in cuts]
+        with torch.inference_mode():
+            batches = [self._micro_batch(part) for part in parts]
+            logits = self._forward(batches)
+            started_s = time.perf_counter()
+            tokens = [
+                token
+                for part, rows in zip(parts, logits, strict=True)
+                for token in self._sample(part, rows)
+            ]
+        report.sampling_s += time.perf_counter() - started_s
+        return tokens
+
+    def _forward(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
+        self._context.num_calls = 0
+        with Lockstep(self._model, self._context, batches) as lockstep:
+            lockstep.start()
+            for step in steps(self._num_layers, len(batches)):
+                if step.is_first:
+                    self._weights.acquire(step.layer)
+                lockstep.step(step.micro_batch)
+                if step.is_last:
+                    self._weights.release(step.layer)
+        expected = self._num_layers * len(batches)
+        if self._context.num_calls != expected:
+            raise UnsupportedModelError(
+                f"{type(self._model).__name__} called attention {self._context.num_calls} times "
+                f"in a sweep of {expected} layer visits: it does not dispatch every layer"
+            )
+        return [rows for rows in lockstep.logits if rows is not None]
+
+    def _micro_batch(self, part: Sequence[Share]) -> MicroBatch:
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        wanted: list[int] = []
+        segments = []
+        for share in part:
+            row = share.row
+            assert row.run is not None, "a row without pages takes no part"
+            past, slot = row.num_cached, row.run.slot
+            segments.append(
+                Segment(start=len(token_ids), num_tokens=share.num_tokens, past=past, slot=slot)
+            )
+            token_ids += row.pending_tokens(share.num_tokens)
+            positions += range(past, past + share.num_tokens)
+            slots += range(slot + past, slot + past + share.num_tokens)
+            if share.samples:
+                wanted.append(len(token_ids) - 1)
+        on_device = self._device
+        return MicroBatch(
+            token_ids=torch.tensor([token_ids], device=on_device),
+            positions=torch.tensor([positions], device=on_device),
+            wanted=torch.tensor(wanted, dtype=torch.long, device=on_device),
+            packing=Packing(
+                segments=segments, slots=torch.tensor(slots, device=self._context.cache.device)
+            ),
+        )
+
+    def _sample(self, part: Sequence[Share], logits: torch.Tensor) -> list[int]:
+        draws = [
+            Draw(sampling=share.row.prompt.sampling, position=len(share.row.generated))
+            for share in part
+            if share.samples
+        ]
+        if not draws:
+            return []
+        try:
+            return sample(logits, draws, eos_token_ids=self._eos_token_ids)
+        except ValueError as error:
+            raise EngineError(f"the model's answer cannot be sampled: {error}") from error
