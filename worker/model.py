@@ -1,0 +1,108 @@
+"""Which model is served: its files, its name, its context; and loading tokenizer and engine.
+
+The intake process must not pay for the engine, so both are imported only when asked for.
+"""
+
+import importlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from engine.config import Completion, Prompt
+from engine.errors import CheckpointError
+from jobs.errors import SettingsError
+from jobs.ledger.ledger import Model
+from jobs.settings import Settings
+from worker.render import Renderer, TextTokenizer
+
+_CONTEXT_KEYS: Final = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+class EngineReport(Protocol):
+    @property
+    def num_sweeps(self) -> int: ...
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+class Engine(Protocol):
+    """What the worker needs of `engine.engine.Engine`."""
+
+    @property
+    def max_context_tokens(self) -> int: ...
+    @property
+    def block_rows(self) -> int: ...
+    @property
+    def num_rows(self) -> int: ...
+    def check(self, prompt: Prompt) -> None: ...
+    def submit(self, prompt: Prompt) -> None: ...
+    def cancel(self, key: str) -> None: ...
+    def sweep(self) -> list[Completion]: ...
+    def report(self) -> EngineReport: ...
+    def close(self) -> None: ...
+
+
+LoadEngine = Callable[[Settings], Engine]
+LoadTokenizer = Callable[[Path], TextTokenizer | None]
+
+
+def resolve_model(settings: Settings) -> Path:
+    """The checkpoint: a path, or a name under the models folder. Raises SettingsError."""
+    if settings.model is None:
+        raise SettingsError("FREIGHT_MODEL is not set: a checkpoint folder, a GGUF file or a name")
+    for path in (Path(settings.model), settings.models_dir / settings.model):
+        if path.exists():
+            return path.resolve()
+    raise SettingsError(
+        f"FREIGHT_MODEL={settings.model!r}: no such file or folder, "
+        f"and no such name under {settings.models_dir}"
+    )
+
+
+def served_model(settings: Settings) -> Model:
+    """Raises SettingsError, or CheckpointError if the checkpoint does not tell its context."""
+    path = resolve_model(settings)
+    return Model(
+        id=settings.model_id or (path.stem if path.is_file() else path.name),
+        created_at=int(time.time()),
+        max_context_tokens=_max_context_tokens(path),
+    )
+
+
+def load_tokenizer(path: Path) -> TextTokenizer | None:
+    """None for a checkpoint without tokenizer files: it takes prompts of token ids."""
+    found = [*path.glob("*.gguf"), *(name for name in _TOKENIZER_FILES if (path / name).exists())]
+    if path.is_dir() and not found:
+        return None
+    tokenizer: TextTokenizer = importlib.import_module("engine.tokenizer").Tokenizer.load(path)
+    return tokenizer
+
+
+def load_renderer(settings: Settings, load: LoadTokenizer, *, max_context_tokens: int) -> Renderer:
+    return Renderer(tokenizer=load(resolve_model(settings)), max_context_tokens=max_context_tokens)
+
+
+def load_engine(settings: Settings) -> Engine:
+    """The engine with its weights in place, ready to sweep. Raises EngineError."""
+    raise NotImplementedError(f"no engine yet to load {resolve_model(settings)}")
+
+
+def _max_context_tokens(path: Path) -> int:
+    config = path / "config.json"
+    fields = json.loads(config.read_bytes()) if config.is_file() else _gguf_config(path)
+    text = fields.get("text_config", fields)
+    for key in _CONTEXT_KEYS:
+        if isinstance(text.get(key), int):
+            return int(text[key])
+    raise CheckpointError(f"{path} does not say how long its context is: no {_CONTEXT_KEYS[0]}")
+
+
+def _gguf_config(path: Path) -> dict[str, Any]:
+    gguf = importlib.import_module("engine.memory.gguf")
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    if len(files) != 1:
+        raise CheckpointError(f"{path} holds no config.json and {len(files)} GGUF files")
+    fields: dict[str, Any] = gguf.read_config(gguf.read_gguf(files[0])).to_dict()
+    return fields
