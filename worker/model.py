@@ -18,7 +18,6 @@ from jobs.settings import Settings
 from worker.render import Renderer, TextTokenizer
 
 _CONTEXT_KEYS: Final = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
-_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
 class EngineReport(Protocol):
@@ -45,7 +44,7 @@ class Engine(Protocol):
 
 
 LoadEngine = Callable[[Settings], Engine]
-LoadTokenizer = Callable[[Path], TextTokenizer | None]
+LoadTokenizer = Callable[[Path], TextTokenizer]
 
 
 def resolve_model(settings: Settings) -> Path:
@@ -71,11 +70,8 @@ def served_model(settings: Settings) -> Model:
     )
 
 
-def load_tokenizer(path: Path) -> TextTokenizer | None:
-    """None for a checkpoint without tokenizer files: it takes prompts of token ids."""
-    found = [*path.glob("*.gguf"), *(name for name in _TOKENIZER_FILES if (path / name).exists())]
-    if path.is_dir() and not found:
-        return None
+def load_tokenizer(path: Path) -> TextTokenizer:
+    """One that takes token ids only, for a checkpoint without tokenizer files."""
     tokenizer: TextTokenizer = importlib.import_module("engine.tokenizer").Tokenizer.load(path)
     return tokenizer
 

@@ -21,16 +21,14 @@ class TextTokenizer(Protocol):
     """What rendering needs of `engine.tokenizer.Tokenizer`."""
 
     @property
-    def has_chat_template(self) -> bool: ...
+    def vocab_size(self) -> int: ...
     def encode(self, text: str) -> list[int]: ...
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Renderer:
-    """`tokenizer` None: the model came without one and takes prompts of token ids only."""
-
-    tokenizer: TextTokenizer | None
+    tokenizer: TextTokenizer
     max_context_tokens: int
 
     def prompt(self, batch: Batch, line_index: int, body: Mapping[str, Any]) -> Prompt:
@@ -53,20 +51,29 @@ class Renderer:
 
     def _token_ids(self, ask: Ask) -> tuple[int, ...]:
         if ask.token_ids is not None:
-            return ask.token_ids
+            return self._known(ask.token_ids)
         param = "prompt" if ask.messages is None else "messages"
-        if self.tokenizer is None:
-            raise _invalid("This model has no tokenizer; send 'prompt' as token ids.", param)
         try:
             if ask.messages is not None:
                 found = self.tokenizer.render_chat([_templated(item) for item in ask.messages])
             else:
                 found = self.tokenizer.encode(ask.text or "")
-        except EngineError as error:  # no chat template, or the template refuses these messages
+        except EngineError as error:  # no tokenizer, no template, or one that refuses this
             raise _invalid(str(error), param) from error
         if not found:
             raise _invalid(f"Invalid '{param}': it holds no tokens.", param)
         return tuple(found)
+
+    def _known(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        vocab_size = self.tokenizer.vocab_size
+        for index, token_id in enumerate(token_ids):
+            if not 0 <= token_id < vocab_size:
+                raise _invalid(
+                    f"Invalid 'prompt[{index}]': expected a token id from 0 to {vocab_size - 1}, "
+                    f"but got {token_id} instead.",
+                    f"prompt[{index}]",
+                )
+        return token_ids
 
     def _max_tokens(self, ask: Ask, num_prompt_tokens: int) -> int:
         limit = self.max_context_tokens

@@ -1,0 +1,25 @@
+"""Fixtures of more than one suite."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.valkey import running_valkey
+
+DEMO_MODEL = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The demo model's file. Its absence is an error, not a skip: `make model` fetches it."""
+    if not DEMO_MODEL.is_file():
+        raise FileNotFoundError(f"{DEMO_MODEL} is missing: run `make model`")
+    return DEMO_MODEL
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """A real Valkey for the whole session; what a test leaves there, the next one finds."""
+    with running_valkey() as url:
+        yield url
