@@ -6,6 +6,7 @@ be lost: the ledger knows what is due, and `worker.reconcile` rings again.
 
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from redis import Redis
@@ -24,6 +25,7 @@ SHARD_TASK: Final = "worker.block_worker.run_shard"
 
 # A lease that lapses puts the job back on its queue; the ledger keeps a repeat harmless.
 _RETRY: Final = Retry(max=1_000)
+_POP_TO_CLAIM: Final = timedelta(seconds=5)
 _FAILURE_TTL_S: Final = 7 * 86_400
 
 
@@ -55,7 +57,7 @@ class Doorbell:
         # In the order in which a job moves, so that one that moves meanwhile is seen.
         names = [
             *self._redis.lrange(queue.key, 0, -1),
-            *self._redis.lrange(queue.intermediate_queue.key, 0, -1),
+            *self._between_pop_and_claim(queue),
         ]
         held = self._redis.zrangebyscore(queue.started_job_registry.key, time.time(), "+inf")
         names += [name.rpartition(b":")[0] for name in map(_as_bytes, held)]
@@ -81,14 +83,22 @@ class Doorbell:
             else:
                 return
 
+    def _between_pop_and_claim(self, queue: Queue) -> list[str]:
+        # It takes milliseconds to get from the one to the other: what stays there lost its worker.
+        between = queue.intermediate_queue
+        oldest = datetime.now(UTC) - _POP_TO_CLAIM
+        return [
+            job_id
+            for job_id in between.get_job_ids()
+            if between.set_first_seen(job_id) or (between.get_first_seen(job_id) or oldest) > oldest
+        ]
+
     def _is_alive(self, queue: Queue, job_id: str) -> bool:
         """Whether the job waits on its queue, or is held by someone whose lease runs."""
         if queue.get_job_position(job_id) is not None:
             return True
-        between = queue.intermediate_queue
-        if job_id in between.get_job_ids():
-            # From the pop to the claim it takes milliseconds: one that stays there lost its worker.
-            return between.set_first_seen(job_id) or not between.should_be_cleaned_up(job_id)
+        if job_id in self._between_pop_and_claim(queue):
+            return True
         try:
             job = Job.fetch(job_id, connection=self._redis)
         except NoSuchJobError:

@@ -16,8 +16,10 @@ from typing import Any, Final
 
 import structlog
 from redis import Redis
+from redis import exceptions as redis_errors
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker, worker_registration
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.timeouts import TimerDeathPenalty
@@ -38,14 +40,38 @@ class Claim:
     execution: Execution
 
 
+class LostJobError(RedisError):
+    """Redis no longer knows the job, or only half of it."""
+
+
+class _ToughQueue(Queue):
+    """A queue on which a job that cannot even be read is passed over, not died of."""
+
+    @classmethod
+    def _fetch_dequeued_job(
+        cls, connection: Redis, queue_key: str, job_id: str, *args: Any, **options: Any
+    ) -> tuple[Job, Queue] | None:
+        try:
+            return super()._fetch_dequeued_job(connection, queue_key, job_id, *args, **options)
+        except (redis_errors.ConnectionError, redis_errors.TimeoutError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is not ours
+            log.warning("an unreadable job is dropped", job_id=job_id, error=repr(error))
+            connection.lrem(
+                cls.from_queue_key(queue_key, connection).intermediate_queue_key, 1, job_id
+            )
+            return None
+
+
 class LeasedWorker(SimpleWorker):
     """Runs plain tasks as it is, one by one, on exactly one queue: on several, RQ can lose jobs."""
 
     death_penalty_class = TimerDeathPenalty  # never SIGALRM: it would interrupt a whole block
+    queue_class = _ToughQueue
     max_connection_wait_time = 5.0
 
     def __init__(self, queue_name: str, *, connection: Redis, lease_s: int, stall_s: float) -> None:
-        self.queue = Queue(queue_name, connection=connection)
+        self.queue = _ToughQueue(queue_name, connection=connection)
         super().__init__(
             [self.queue],
             name=f"{queue_name}-{secrets.token_hex(4)}",
@@ -124,7 +150,7 @@ class LeasedWorker(SimpleWorker):
         return Claim(job=job, execution=execution)
 
     def start(self, claim: Claim) -> tuple[Any, ...]:
-        """Show the job as started; its arguments. Raises what a damaged job raises."""
+        """Show the job as started; its arguments. Raises DeserializationError for a damaged one."""
         with self._letting_go_on_loss(claim):
             self.prepare_job_execution(claim.job, remove_from_intermediate_queue=True)
         return tuple(claim.job.args)
@@ -133,7 +159,7 @@ class LeasedWorker(SimpleWorker):
         """RQ's success path."""
         job, registry = claim.job, self.queue.started_job_registry
         with self._letting_go_on_loss(claim):
-            self.handle_execution_ended(job, self.queue, self._lease_s)
+            job.ended_at = now()
             job._status = JobStatus.FINISHED  # noqa: SLF001
             self.handle_job_success(job, self.queue, registry, claim.execution)
 
@@ -174,6 +200,9 @@ class LeasedWorker(SimpleWorker):
         except RedisError:
             self.executions.pop(claim.execution.id, None)
             raise
+        except (InvalidJobOperation, NoSuchJobError, ValueError, KeyError) as error:
+            self.executions.pop(claim.execution.id, None)
+            raise LostJobError(f"{claim.job.id}: {error!r}") from error
 
     def _beat_until(self, stopped: threading.Event) -> None:
         while not stopped.wait(self._lease_s / _BEATS_PER_LEASE):

@@ -1,7 +1,7 @@
 """Batches through real intake and worker processes."""
 
-from tests.support.box import Box, chat_line, completion_line
 from jobs.batch import BatchStatus, Endpoint
+from tests.support.box import Box, chat_line, completion_line
 
 
 def test_a_batch_goes_from_validating_to_completed(box: Box) -> None:
@@ -25,9 +25,7 @@ def test_a_batch_goes_from_validating_to_completed(box: Box) -> None:
 
 def test_chat_answers_have_the_contracts_shape(box: Box) -> None:
     with box.running("intake"), box.running("worker"):
-        batch = box.wait(
-            box.add([chat_line(0, max_tokens=3)], endpoint=Endpoint.CHAT_COMPLETIONS)
-        )
+        batch = box.wait(box.add([chat_line(0, max_tokens=3)], endpoint=Endpoint.CHAT_COMPLETIONS))
     (row,) = box.rows(batch.output_file_id)
     body = row["response"]["body"]
     assert body["object"] == "chat.completion"
@@ -80,12 +78,10 @@ def test_started_jobs_are_the_shards_held(box: Box) -> None:
 def test_what_is_no_shard_fails_and_harms_nobody(box: Box) -> None:
     box.queue.enqueue_call("os.getcwd", job_id="odd")
     box.queue.enqueue_call("worker.block_worker.run_shard", args=("batch_none", 3), job_id="none")
-    box.redis.rpush(box.queue.key, "unknown")
+    box.redis.rpush(box.queue.key, "unknown", "bad")
     box.redis.hset("rq:job:bad", mapping={"data": b"\x00", "created_at": "x", "status": "queued"})
     with box.running("intake"), box.running("worker") as worker:
         batch = box.wait(box.add([completion_line(0)]))
         assert batch.request_counts.completed == 1
         box.until(lambda: set(box.queue.failed_job_registry.get_job_ids()) == {"odd", "none"})
         assert worker.poll() is None
-
-
