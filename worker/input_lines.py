@@ -18,8 +18,9 @@ class InputLine:
 
 
 def input_lines(stream: BinaryIO, *, max_line_bytes: int) -> Iterator[InputLine]:
-    """Lines from the stream's start: a byte order mark is skipped, blank lines only counted."""
+    """Lines from the stream's start, wherever it stands: a byte order mark is skipped, blank lines only counted."""
     offset_bytes = number = 0
+    stream.seek(0)
     if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
         offset_bytes = len(codecs.BOM_UTF8)
     stream.seek(offset_bytes)
