@@ -6,6 +6,7 @@ Knows the ledger and the block; nothing of the queue that the shards came by.
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import BinaryIO, Final
 
 import structlog
@@ -80,14 +81,14 @@ class Accumulator:
         batch_id, index = key
         batch = self._batch(batch_id)
         shard = HeldShard(batch=batch, index=index, pending={})
-        self._shards[key] = shard
-        if self._has_ended(batch) or batch.model != self._model_id:
-            shard.is_given_up = True
+        if batch.model != self._model_id or batch_id not in self._running([batch]):
+            self._shards[key] = dataclasses.replace(shard, is_given_up=True)
             return
-        lines = self._ledger.lines.unsettled(batch_id, index)
-        shard.pending = {line.index: line for line in lines}
-        self._shard_of |= {row_key(batch_id, line.index): shard for line in lines}
         with self._store.read(batch.input_blob) as stream:
+            lines = self._ledger.lines.unsettled(batch_id, index)
+            shard.pending = {line.index: line for line in lines}
+            self._shards[key] = shard
+            self._shard_of |= {row_key(batch_id, line.index): shard for line in lines}
             refusals = [
                 self._submit(shard, line, stream, on_last_try=on_last_try) for line in lines
             ]
@@ -106,10 +107,9 @@ class Accumulator:
 
     def drop_ended(self) -> None:
         """Leave lines of batches that were cancelled, expired or ended otherwise."""
-        batches = {shard.batch.id: shard.batch for shard in self._shards.values()}
-        ended = {batch.id for batch in batches.values() if self._has_ended(batch)}
+        running = self._running([shard.batch for shard in self._shards.values()])
         for shard in self._shards.values():
-            if shard.batch.id in ended:
+            if shard.batch.id not in running:
                 self._drop_rows(shard)
 
     def drop(self, key: ShardKey) -> None:
@@ -131,10 +131,12 @@ class Accumulator:
                 return shard.batch  # a batch's counts are dear; nothing here looks at them
         return self._ledger.batches.get(batch_id)
 
-    def _has_ended(self, batch: Batch) -> bool:
-        if batch.expires_at <= time.time():
-            return True
-        return self._ledger.batches.status(batch.id) is not BatchStatus.IN_PROGRESS
+    def _running(self, batches: Iterable[Batch]) -> set[str]:
+        """Ids of those whose lines are still wanted."""
+        now = time.time()
+        in_time = {batch.id for batch in batches if batch.expires_at > now}
+        statuses = self._ledger.batches.statuses(in_time)
+        return {id_ for id_, status in statuses.items() if status is BatchStatus.IN_PROGRESS}
 
     def _submit(
         self, shard: HeldShard, line: LineRecord, stream: BinaryIO, *, on_last_try: bool

@@ -4,6 +4,7 @@ Knows the queue's side of a shard; what is in it is the accumulator's affair.
 """
 
 import time
+import traceback
 from typing import Final
 
 import structlog
@@ -49,7 +50,6 @@ class BlockWorker(LeasedWorker):
         super().__init__(
             BLOCK_QUEUE, connection=connection, lease_s=settings.lease_s, stall_s=settings.stall_s
         )
-        self.failure: Exception | None = None
         self._window_s = settings.accumulation_window_s
         self._engine = engine
         self._accumulator = accumulator
@@ -154,15 +154,19 @@ class BlockWorker(LeasedWorker):
                 self.finish(claim)
 
     def _give_back(self) -> None:
-        """Last claimed first, each to the front: the queue's order is as it was."""
-        for key, claim in reversed(self._claims.items()):
-            self._accumulator.drop(key)
+        """Last claimed first, each to the front: the queue's order is as it was.
+
+        Their rows stay in the block: this process is about to end, and its engine may be broken.
+        """
+        for claim in reversed(self._claims.values()):
             with self.despite_lost_redis():
                 self.give_back(claim)
         self._claims.clear()
 
     def _note_failure(self, error: Exception) -> None:
-        log.error("the worker fails", worker=self.name, error=repr(error), exc_info=error)
+        # As text: a rendered traceback would show its locals, and with them prompts.
+        trace = "".join(traceback.format_exception(error))
+        log.error("the worker fails", worker=self.name, error=repr(error), traceback=trace)
         self.failure = error
         self._stop_requested = True
         if isinstance(error, EngineBrokenError):

@@ -80,6 +80,7 @@ class LeasedWorker(SimpleWorker):
             maintenance_interval=max(1, lease_s // 3),
             log_job_description=False,
         )
+        self.failure: Exception | None = None  # why the process cannot go on
         self._lease_s = lease_s
         self._stall_s = stall_s
         self._progressed_at = time.monotonic()

@@ -32,6 +32,7 @@ from worker.run_report import RunReport
 log: Final = structlog.get_logger(__name__)
 _MAX_WAIT_S: Final = 5.0
 _CONNECT_TIMEOUT_S: Final = 5.0
+_INTAKE_STALL_S: Final = 3_600.0  # one task is one step, however long its file
 
 
 def run_intake(settings: Settings, *, load_tokenizer: LoadTokenizer = model.load_tokenizer) -> None:
@@ -102,9 +103,8 @@ def _serve(connection: Redis, make_worker: Callable[[], LeasedWorker]) -> None:
             _wait_for(connection)
             worker = make_worker()
             stopped = worker.run()
-            failure = getattr(worker, "failure", None)
-            if failure is not None:
-                raise SystemExit(f"freight: {failure}")
+            if worker.failure is not None:
+                raise SystemExit(f"freight: {worker.failure}")
             if stopped:
                 return
 
@@ -124,7 +124,7 @@ def _wait_for(connection: Redis) -> None:
 
 def _intake_worker(settings: Settings, connection: Redis) -> LeasedWorker:
     return LeasedWorker(
-        INTAKE_QUEUE, connection=connection, lease_s=settings.lease_s, stall_s=settings.stall_s
+        INTAKE_QUEUE, connection=connection, lease_s=settings.lease_s, stall_s=_INTAKE_STALL_S
     )
 
 

@@ -4,20 +4,17 @@ The intake process must not pay for the engine, so both are imported only when a
 """
 
 import importlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from engine.config import Completion, Prompt
-from engine.errors import CheckpointError
 from jobs.errors import SettingsError
 from jobs.ledger.ledger import Model
 from jobs.settings import Settings
+from worker.context_length import max_context_tokens
 from worker.render import Renderer, TextTokenizer
-
-_CONTEXT_KEYS: Final = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
 class EngineReport(Protocol):
@@ -66,7 +63,7 @@ def served_model(settings: Settings) -> Model:
     return Model(
         id=settings.model_id or (path.stem if path.is_file() else path.name),
         created_at=int(time.time()),
-        max_context_tokens=_max_context_tokens(path),
+        max_context_tokens=max_context_tokens(path),
     )
 
 
@@ -83,22 +80,3 @@ def load_renderer(settings: Settings, load: LoadTokenizer, *, max_context_tokens
 def load_engine(settings: Settings) -> Engine:
     """The engine with its weights in place, ready to sweep. Raises EngineError."""
     raise NotImplementedError(f"no engine yet to load {resolve_model(settings)}")
-
-
-def _max_context_tokens(path: Path) -> int:
-    config = path / "config.json"
-    fields = json.loads(config.read_bytes()) if config.is_file() else _gguf_config(path)
-    text = fields.get("text_config", fields)
-    for key in _CONTEXT_KEYS:
-        if isinstance(text.get(key), int):
-            return int(text[key])
-    raise CheckpointError(f"{path} does not say how long its context is: no {_CONTEXT_KEYS[0]}")
-
-
-def _gguf_config(path: Path) -> dict[str, Any]:
-    gguf = importlib.import_module("engine.memory.gguf")
-    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
-    if len(files) != 1:
-        raise CheckpointError(f"{path} holds no config.json and {len(files)} GGUF files")
-    fields: dict[str, Any] = gguf.read_config(gguf.read_gguf(files[0])).to_dict()
-    return fields

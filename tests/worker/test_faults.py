@@ -154,7 +154,7 @@ def test_a_poisonous_line_all_alone_is_blamed_by_the_second_process(box: Box) ->
 
 
 def test_a_stopped_shard_leaves_the_block_and_comes_again(box: Box) -> None:
-    batch_id = box.add([completion_line(index, max_tokens=60) for index in range(8)])
+    batch_id = box.add([completion_line(index, max_tokens=30) for index in range(8)])
     with box.running("intake"), box.running("worker", sweep_s=0.05):
         box.until(lambda: box.queue.started_job_registry.count == 2)
         job_id, execution_id = box.queue.started_job_registry.get_job_and_execution_ids()[1]

@@ -22,7 +22,7 @@ def test_the_task_names_resolve() -> None:
 
 def test_a_sweep_far_longer_than_the_lease_keeps_its_shards(box: Box) -> None:
     batch_id = box.add([completion_line(0, max_tokens=1)])
-    with box.running("intake"), box.running("worker", sweep_s=4.0):
+    with box.running("intake"), box.running("worker", sweep_s=2.8):
         box.until(lambda: box.queue.started_job_registry.count == 1)
         assert box.wait(batch_id).request_counts.completed == 1
     assert len(box.submitted()) == 1
@@ -52,7 +52,7 @@ def test_a_task_that_raises_is_failed_once_and_rung_again_later(box: Box) -> Non
 def test_roles_outlive_their_redis(box: Box) -> None:
     with running_valkey() as url:
         other = Box(box.settings.state_dir.parent, url)
-        batch_id = other.add([completion_line(index, max_tokens=100) for index in range(8)])
+        batch_id = other.add([completion_line(index, max_tokens=50) for index in range(8)])
         with other.running("intake") as intake, other.running("worker", sweep_s=0.03) as worker:
             other.until(lambda: other.queue.started_job_registry.count == 2)
             redis: Redis = other.redis
@@ -60,8 +60,8 @@ def test_roles_outlive_their_redis(box: Box) -> None:
             os.kill(pid, signal.SIGSTOP)
             time.sleep(0.5)
             os.kill(pid, signal.SIGCONT)
-            redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            redis.client_kill_filter(_type="normal", skipme=True)
+            redis.client_kill_filter(_type="pubsub")
             assert other.wait(batch_id).request_counts.completed == 8
             later = other.add([completion_line(0)])
             assert other.wait(later).request_counts.completed == 1
