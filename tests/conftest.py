@@ -4,10 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.valkey import running_valkey
 
 DEMO_MODEL = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+# A slow machine is no fault of the code under test.
+settings.register_profile("freight", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("freight")
 
 
 @pytest.fixture(scope="session")

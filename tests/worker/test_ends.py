@@ -1,12 +1,13 @@
 """How batches end, and what reconcile rings again."""
 
+import dataclasses
 import json
 import time
 
 import pytest
 from rq import Queue
 
-from jobs.batch import BatchStatus
+from jobs.batch import BatchStatus, ExpiryPolicy, new_batch_id
 from jobs.file import File, Purpose, new_file_id
 from jobs.line import Outcome, completed_result
 from jobs.queue import INTAKE_QUEUE
@@ -84,6 +85,23 @@ def test_a_crash_before_the_last_step_makes_no_second_file(
     assert files[0].filename == f"{batch_id}_output.jsonl"
     assert files[0].num_bytes == box.store.size(files[0].id)
     assert [row["custom_id"] for row in box.rows(files[0].id)] == ["c-0", "c-1", "c-2"]
+
+
+def test_result_files_live_as_long_as_was_asked(box: Box, context: IntakeContext) -> None:
+    for policy, lifetime_s in ((None, 30 * 86_400), (ExpiryPolicy(seconds=3_600), 3_600)):
+        batch = dataclasses.replace(
+            box.batch(box.add([completion_line(0)], ring=False)),
+            id=new_batch_id(),
+            output_expires_after=policy,
+        )
+        with box.store.write(batch.input_blob) as stream:
+            stream.write(completion_line(0).encode())
+        box.ledger.batches.add(batch)
+        validate_batch(context, batch.id)
+        _settle(box, batch.id, range(1))
+        finalize_batch(context, batch.id)
+        file = box.ledger.files.get(str(box.batch(batch.id).output_file_id))
+        assert file.expires_at == file.created_at + lifetime_s
 
 
 def _crash(*_: object, **__: object) -> None:
