@@ -82,6 +82,12 @@ class BatchRecords:
             raise no_batch(batch_id)
         return BatchStatus(found)
 
+    def statuses(self, batch_ids: Collection[str]) -> dict[str, BatchStatus]:
+        """The statuses of those of the batches that exist, in one look."""
+        query = select(batches.c.id, batches.c.status).where(batches.c.id.in_(batch_ids))
+        with self._database.reading() as connection:
+            return {row.id: BatchStatus(row.status) for row in connection.execute(query).all()}
+
     def advance(
         self,
         batch_id: str,
