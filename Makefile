@@ -64,7 +64,7 @@ COMPILE := $(UV) pip compile pyproject.toml --quiet --universal --python-version
 lock:
 	$(COMPILE) --output-file requirements/server.lock
 	$(COMPILE) --extra engine --output-file requirements/worker.lock
-	$(COMPILE) --extra engine --group dev --output-file requirements/dev.lock
+	$(COMPILE) --extra engine --group dev --no-emit-package torch --output-file requirements/dev.lock
 
 # The model stays: it is the one thing that is slow to get again.
 clean:

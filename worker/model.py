@@ -78,5 +78,6 @@ def load_renderer(settings: Settings, load: LoadTokenizer, *, max_context_tokens
 
 
 def load_engine(settings: Settings) -> Engine:
-    """The engine with its weights in place, ready to sweep. Raises EngineError."""
-    raise NotImplementedError(f"no engine yet to load {resolve_model(settings)}")
+    """The engine with its weights in place, ready to sweep. Raises EngineError, SettingsError."""
+    engine: Engine = importlib.import_module("worker.load").load(settings)
+    return engine
