@@ -62,15 +62,17 @@ class PageAllocator:
         return None
 
     def release(self, run: PageRun) -> None:
-        index = bisect.bisect(self._free, (run.first_page, 0))
         first, num_pages = run.first_page, run.num_pages
-        if index < len(self._free) and self._free[index][0] == first + num_pages:
+        index = bisect.bisect(self._free, (first, 0))
+        before = sum(self._free[index - 1]) if index else 0
+        after = self._free[index][0] if index < len(self._free) else self.num_pages
+        assert before <= first <= after - num_pages, "pages released twice"
+        if index < len(self._free) and after == first + num_pages:
             num_pages += self._free.pop(index)[1]
-        if index and sum(self._free[index - 1]) == first:
+        if index and before == first:
             index -= 1
-            before = self._free.pop(index)
-            first, num_pages = before[0], before[1] + num_pages
-        assert index == 0 or sum(self._free[index - 1]) < first, "pages released twice"
+            first, before_pages = self._free.pop(index)
+            num_pages += before_pages
         self._free.insert(index, (first, num_pages))
 
 
