@@ -53,6 +53,11 @@ def part_layer(group: PackGroup, split: Split, compute: Tier) -> LayerParts:
             )
         parts.append(rest[:count])
         rest = rest[count:]
+    if rest:
+        raise EngineError(
+            f"the policy's split of {group.name} places {split.total_bytes:,} bytes and leaves "
+            f"{len(rest)} of its {len(group.tensors)} tensors in no tier"
+        )
     return LayerParts(group=group, resident=parts[0], hosted=parts[1], on_disk=parts[2])
 
 
