@@ -75,6 +75,15 @@ class PageAllocator:
             num_pages += before_pages
         self._free.insert(index, (first, num_pages))
 
+    def regrow(self, run: PageRun, num_pages: int) -> PageRun | None:
+        """Give `run` back for a larger one that may overlap it; None leaves it as it was."""
+        free = list(self._free)
+        self.release(run)
+        larger = self.allocate(num_pages)
+        if larger is None:
+            self._free = free
+        return larger
+
 
 class KVCache:
     """The pool of every layer, within `budget_bytes` on `device`."""
@@ -118,6 +127,17 @@ class KVCache:
         for pool in (*self._keys, *self._values):
             pool[:, new.slot : new.slot + num_tokens] = pool[:, old.slot : old.slot + num_tokens]
         self.release(old)
+
+    def regrow(self, run: PageRun, num_tokens: int, *, num_used: int) -> PageRun | None:
+        """A larger run in place of `run`, over its pages and free ones, with its first `num_used`
+        tokens; None leaves `run` as it was.
+        """
+        larger = self.pages.regrow(run, -(-num_tokens // PAGE_TOKENS))
+        if larger is not None and larger.slot != run.slot:
+            for pool in (*self._keys, *self._values):
+                used = pool[:, run.slot : run.slot + num_used].clone()  # the runs may overlap
+                pool[:, larger.slot : larger.slot + num_used] = used
+        return larger
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (heads, slots, key_size) and values (heads, slots, value_size) of one layer."""

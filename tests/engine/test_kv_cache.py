@@ -111,3 +111,26 @@ def test_a_moved_row_finds_its_tokens_in_every_layer_and_its_old_pages_are_free(
         pool[:, moved] = was[:, moved]
         assert torch.equal(pool, was), "nothing but the new run's tokens may change"
     assert cache.allocate(20) == old
+
+
+@pytest.mark.parametrize("freed", ["before", "after", "both"])
+def test_a_run_grows_over_its_own_pages_and_the_free_ones_beside_them(freed: str) -> None:
+    cache = cache_of(6 * PAGE_BYTES)
+    first, run, last = (cache.allocate(2 * PAGE_TOKENS) for _ in range(3))
+    assert first is not None
+    assert run is not None
+    assert last is not None
+    for neighbour in {"before": [first], "after": [last], "both": [first, last]}[freed]:
+        cache.release(neighbour)
+    pools = [pool for layer in range(len(SHAPES)) for pool in cache.layer(layer)]
+    for pool in pools:
+        pool.copy_(torch.arange(pool.numel()).view(pool.shape))
+    held = [pool[:, run.slot : run.slot + 30].clone() for pool in pools]
+    num_pages = 6 if freed == "both" else 4
+    assert cache.regrow(run, (num_pages + 1) * PAGE_TOKENS, num_used=30) is None
+    larger = cache.regrow(run, num_pages * PAGE_TOKENS, num_used=30)
+    assert larger is not None
+    assert larger.num_pages == num_pages
+    for pool, was in zip(pools, held, strict=True):
+        assert torch.equal(pool[:, larger.slot : larger.slot + 30], was)
+    assert cache.pages.num_free_pages == 6 - num_pages - (0 if freed == "both" else 2)
