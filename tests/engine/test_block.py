@@ -177,7 +177,7 @@ def test_a_row_that_outgrows_its_run_moves_and_goes_on_as_if_it_had_not() -> Non
 
 def test_the_youngest_row_makes_room_and_later_continues_with_the_same_tokens() -> None:
     sweeper = Sweeper(num_pages=15)
-    rows = [row_of("old", 10, 70), row_of("middle", 10, 140), row_of("young", 10, 140)]
+    rows = [row_of("old", 4, 76), row_of("middle", 10, 140), row_of("young", 10, 140)]
     for row in rows:
         sweeper.block.add(row)
     while sweeper.block.num_preempted == 0:
