@@ -265,9 +265,15 @@ class Engine:
         report.num_sweeps += 1
         report.sweep_s += seconds
         report.generated_tokens += len(tokens)
-        report.prompt_tokens += sum(share.num_tokens for share in shares) - len(tokens)
+        report.prompt_tokens += sum(map(_num_prompt_tokens, shares))
         report.completions += len(completions)
         report.peak_rows = max(report.peak_rows, len(shares))
+
+
+def _num_prompt_tokens(share: Share) -> int:
+    """How many of the tokens that the share has just brought to the cache are its prompt's."""
+    cached = share.row.num_cached
+    return max(0, min(cached, len(share.row.prompt.token_ids)) - (cached - share.num_tokens))
 
 
 def _device(tier: Tier) -> torch.device:

@@ -61,6 +61,9 @@ def _sample_random(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     temperatures = logits.new_tensor([draw.sampling.temperature for draw in draws])
     top_ps = logits.new_tensor([draw.sampling.top_p for draw in draws])
     uniforms = torch.tensor([_uniform(draw) for draw in draws], dtype=torch.float64)
+    # The best token's logit becomes 0 and the smallest temperature a float32: no overflow, no 0 / 0.
+    logits = logits - logits.amax(dim=-1, keepdim=True)
+    temperatures = temperatures.clamp(min=torch.finfo(temperatures.dtype).tiny)
     weights = torch.softmax(logits / temperatures[:, None], dim=-1)
     ordered, tokens = weights.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered

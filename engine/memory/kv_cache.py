@@ -62,16 +62,27 @@ class PageAllocator:
         return None
 
     def release(self, run: PageRun) -> None:
-        index = bisect.bisect(self._free, (run.first_page, 0))
         first, num_pages = run.first_page, run.num_pages
-        if index < len(self._free) and self._free[index][0] == first + num_pages:
+        index = bisect.bisect(self._free, (first, 0))
+        before = sum(self._free[index - 1]) if index else 0
+        after = self._free[index][0] if index < len(self._free) else self.num_pages
+        assert before <= first <= after - num_pages, "pages released twice"
+        if index < len(self._free) and after == first + num_pages:
             num_pages += self._free.pop(index)[1]
-        if index and sum(self._free[index - 1]) == first:
+        if index and before == first:
             index -= 1
-            before = self._free.pop(index)
-            first, num_pages = before[0], before[1] + num_pages
-        assert index == 0 or sum(self._free[index - 1]) < first, "pages released twice"
+            first, before_pages = self._free.pop(index)
+            num_pages += before_pages
         self._free.insert(index, (first, num_pages))
+
+    def regrow(self, run: PageRun, num_pages: int) -> PageRun | None:
+        """Give `run` back for a larger one that may overlap it; None leaves it as it was."""
+        free = list(self._free)
+        self.release(run)
+        larger = self.allocate(num_pages)
+        if larger is None:
+            self._free = free
+        return larger
 
 
 class KVCache:
@@ -116,6 +127,17 @@ class KVCache:
         for pool in (*self._keys, *self._values):
             pool[:, new.slot : new.slot + num_tokens] = pool[:, old.slot : old.slot + num_tokens]
         self.release(old)
+
+    def regrow(self, run: PageRun, num_tokens: int, *, num_used: int) -> PageRun | None:
+        """A larger run in place of `run`, over its pages and free ones, with its first `num_used`
+        tokens; None leaves `run` as it was.
+        """
+        larger = self.pages.regrow(run, -(-num_tokens // PAGE_TOKENS))
+        if larger is not None and larger.slot != run.slot:
+            for pool in (*self._keys, *self._values):
+                used = pool[:, run.slot : run.slot + num_used].clone()  # the runs may overlap
+                pool[:, larger.slot : larger.slot + num_used] = used
+        return larger
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (heads, slots, key_size) and values (heads, slots, value_size) of one layer."""

@@ -48,13 +48,15 @@ class DirectReader:
         self._path = path
         self._plain = os.open(path, os.O_RDONLY)
         self._file = self._open_direct(path)
+        self._is_direct = self._file != self._plain
+        self._open = {self._plain, self._file}
         self._pool = concurrent.futures.ThreadPoolExecutor(_READ_THREADS, "freight-read")
 
     def _open_direct(self, path: Path) -> int:
         try:
             return os.open(path, os.O_RDONLY | os.O_DIRECT)
         except OSError:
-            return os.dup(self._plain)
+            return self._plain
 
     def read(self, buffer: HostBuffer, *, offset_bytes: int, num_bytes: int) -> torch.Tensor:
         """The range, as a uint8 view into `buffer`, which must hold it and two pages more.
@@ -91,12 +93,14 @@ class DirectReader:
             if count == 0:
                 break
             got += count
+        if not self._is_direct:
+            os.posix_fadvise(self._plain, position, num_bytes, os.POSIX_FADV_DONTNEED)
         return got
 
     def close(self) -> None:
         self._pool.shutdown()
-        os.close(self._file)
-        os.close(self._plain)
+        while self._open:  # empty when closed before: the numbers may be other files' by now
+            os.close(self._open.pop())
 
     def __enter__(self) -> Self:
         return self

@@ -53,6 +53,11 @@ def part_layer(group: PackGroup, split: Split, compute: Tier) -> LayerParts:
             )
         parts.append(rest[:count])
         rest = rest[count:]
+    if rest:
+        raise EngineError(
+            f"the policy's split of {group.name} places {split.total_bytes:,} bytes and leaves "
+            f"{len(rest)} of its {len(group.tensors)} tensors in no tier"
+        )
     return LayerParts(group=group, resident=parts[0], hosted=parts[1], on_disk=parts[2])
 
 
@@ -109,11 +114,11 @@ class StreamedWeights:
         # The skeleton says in what dtype each parameter computes: some stay in float32.
         self._dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
         self._owners = _parameter_owners(model)
-        self._reader = DirectReader(pack.path)
         layers, outer = split_groups(pack)
         self._parts = [
             part_layer(group, split, compute) for group, split in zip(layers, splits, strict=True)
         ]
+        self._reader = DirectReader(pack.path)
         for group in outer:
             self._load_resident(group, group.tensors)
         for parts in self._parts:
@@ -161,6 +166,9 @@ class StreamedWeights:
             slot.free.release()
         if self._thread.is_alive():
             self._thread.join()
+        if self._copy_stream is not None:
+            self._copy_stream.synchronize()  # its last copies write to slots that are freed next
+        self._filled.put(EngineError("the weights are closed"))  # for whoever asks all the same
         self._reader.close()
 
     # -- the fetching side -----------------------------------------------------------------

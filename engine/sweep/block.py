@@ -148,6 +148,9 @@ class Block:
             larger = self._cache.allocate(wanted) or self._cache.allocate(num_tokens)
             if larger is not None:
                 self._cache.move(row.run, larger, row.num_cached)
+            else:
+                larger = self._cache.regrow(row.run, num_tokens, num_used=row.num_cached)
+            if larger is not None:
                 row.run = larger
             elif self._running[-1] is row:
                 self._preempt(row)

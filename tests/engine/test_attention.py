@@ -1,0 +1,263 @@
+from collections.abc import Callable
+from typing import Any, Final
+
+import pytest
+import torch
+from torch import nn
+
+from engine.compute.attention import (
+    AttentionContext,
+    Head,
+    Packing,
+    Segment,
+    attach,
+    attend_gathered,
+    attend_views,
+    freight_attention,
+)
+from engine.errors import UnsupportedModelError
+from engine.memory.kv_cache import KVCache, KVShape
+
+KV_HEADS: Final = 2
+SIZE: Final = 8
+NUM_SLOTS: Final = 512
+
+Attend = Callable[..., torch.Tensor]
+
+# (new tokens, tokens cached before) of each segment.
+PACKINGS: Final[dict[str, list[tuple[int, int]]]] = {
+    "decode": [(1, 17), (1, 3), (1, 60), (1, 0), (1, 17)],
+    "prompts": [(9, 0), (1, 0), (24, 0)],
+    "later_chunks": [(5, 12), (2, 30), (11, 3)],
+    "mixed": [(1, 21), (6, 0), (1, 2), (4, 33), (1, 90)],
+}
+SINKS: Final = torch.linspace(-1, 2, 4)
+HEADS: Final[dict[str, Head]] = {
+    "plain": Head(scaling=0.3),
+    "window": Head(scaling=0.3, window=4),
+    "wide_window": Head(scaling=0.3, window=25),
+    "window_of_one": Head(scaling=0.3, window=1),
+    "softcap": Head(scaling=1.5, softcap=2.0),
+    "sinks": Head(scaling=0.3, sinks=SINKS),
+    "all": Head(scaling=1.5, window=5, softcap=2.0, sinks=SINKS),
+}
+
+
+def segments_of(packing: list[tuple[int, int]]) -> list[Segment]:
+    """Rows lie in the cache in reverse order, with slots between them that belong to nobody."""
+    segments = []
+    start, end = 0, NUM_SLOTS
+    for num_tokens, past in packing:
+        end -= past + num_tokens + 3
+        segments.append(Segment(start=start, num_tokens=num_tokens, past=past, slot=end))
+        start += num_tokens
+    return segments
+
+
+def written_out(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    segments: list[Segment],
+    head: Head,
+) -> torch.Tensor:
+    """Token by token and head by head, in float64."""
+    query, keys, values = query.double(), keys.double(), values.double()
+    group = query.shape[0] // keys.shape[0]
+    out = torch.full((query.shape[1], query.shape[0], values.shape[-1]), torch.nan).double()
+    for segment in segments:
+        for token in range(segment.num_tokens):
+            last = segment.past + token
+            first = 0 if head.window is None else max(0, last - head.window + 1)
+            span = slice(segment.slot + first, segment.slot + last + 1)
+            at = segment.start + token
+            for number in range(query.shape[0]):
+                scores = keys[number // group, span] @ query[number, at] * head.scaling
+                if head.softcap is not None:
+                    scores = head.softcap * torch.tanh(scores / head.softcap)
+                weights = scores.exp()
+                total = weights.sum()
+                if head.sinks is not None:
+                    total = total + head.sinks[number].double().exp()
+                out[at, number] = weights @ values[number // group, span] / total
+    return out
+
+
+def random_tensors(
+    segments: list[Segment], *, num_heads: int = 4, value_size: int = SIZE
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Slots that no segment may see hold NaN."""
+    generator = torch.Generator().manual_seed(len(segments) + num_heads)
+    num_tokens = sum(segment.num_tokens for segment in segments)
+    query = torch.randn(num_heads, num_tokens, SIZE, generator=generator)
+    keys = torch.randn(KV_HEADS, NUM_SLOTS, SIZE, generator=generator)
+    values = torch.randn(KV_HEADS, NUM_SLOTS, value_size, generator=generator)
+    seen = torch.zeros(NUM_SLOTS, dtype=torch.bool)
+    for segment in segments:
+        seen[segment.slot : segment.slot + segment.context] = True
+    keys[:, ~seen] = torch.nan
+    values[:, ~seen] = torch.nan
+    return query, keys, values
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS)
+@pytest.mark.parametrize("attend", [attend_views, attend_gathered])
+def test_attention_equals_the_formula_written_out(
+    attend: Attend, packing: list[tuple[int, int]], head: Head
+) -> None:
+    segments = segments_of(packing)
+    tensors = random_tensors(segments)
+    found = attend(*tensors, segments=segments, head=head)
+    expected = written_out(*tensors, segments=segments, head=head)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_heads", "value_size"), [(2, SIZE), (6, SIZE), (4, 5), (8, 12)])
+@pytest.mark.parametrize("kind", ["plain", "softcap"])
+@pytest.mark.parametrize("attend", [attend_views, attend_gathered])
+def test_any_number_of_query_heads_may_share_a_key_and_values_may_differ_in_size(
+    attend: Attend, kind: str, num_heads: int, value_size: int
+) -> None:
+    segments = segments_of(PACKINGS["mixed"])
+    tensors = random_tensors(segments, num_heads=num_heads, value_size=value_size)
+    found = attend(*tensors, segments=segments, head=HEADS[kind])
+    expected = written_out(*tensors, segments=segments, head=HEADS[kind])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "window"])
+def test_decoding_rows_of_very_different_length_are_gathered_apart_and_all_are_right(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.compute.attention._GATHER_TOKENS", 64)
+    segments = segments_of([(1, past) for past in (150, 0, 31, 7, 90, 30, 29)])
+    tensors = random_tensors(segments)
+    found = attend_gathered(*tensors, segments=segments, head=HEADS[kind])
+    expected = written_out(*tensors, segments=segments, head=HEADS[kind])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+class Layer(nn.Module):
+    """As much of an attention module as the library hands over."""
+
+    def __init__(self, context: AttentionContext, *, layer_idx: int = 1) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        attach(self, context)
+
+
+class WindowedConfig:
+    layer_types = ("full_attention", "sliding_attention")
+    sliding_window = 4
+
+
+@pytest.fixture
+def cache() -> KVCache:
+    shape = KVShape(num_heads=KV_HEADS, key_size=SIZE, value_size=SIZE)
+    token_bytes = 2 * shape.token_bytes(torch.float32)
+    return KVCache(
+        [shape] * 2,
+        budget_bytes=NUM_SLOTS * token_bytes,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+
+
+def packed(segments: list[Segment]) -> Packing:
+    slots = [
+        segment.slot + segment.past + token
+        for segment in segments
+        for token in range(segment.num_tokens)
+    ]
+    return Packing(segments=segments, slots=torch.tensor(slots))
+
+
+def inputs(num_tokens: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(num_tokens)
+    heads = (4, KV_HEADS, KV_HEADS)
+    return [torch.randn(1, number, num_tokens, SIZE, generator=generator) for number in heads]
+
+
+def fill(cache: KVCache) -> None:
+    for layer in range(2):
+        for pool in cache.layer(layer):
+            pool.copy_(torch.randn(pool.shape, generator=torch.Generator().manual_seed(layer)))
+
+
+def test_only_the_new_tokens_slots_of_the_modules_own_layer_are_written(cache: KVCache) -> None:
+    fill(cache)
+    before = [[pool.clone() for pool in cache.layer(layer)] for layer in range(2)]
+    segments = segments_of(PACKINGS["mixed"])
+    context = AttentionContext(cache)
+    context.packing = packing = packed(segments)
+    query, key, value = inputs(len(packing.slots))
+    freight_attention(Layer(context), query, key, value, None)
+    for given, pool, old in zip((key, value), cache.layer(1), before[1], strict=True):
+        expected = old.index_copy(1, packing.slots, given[0])
+        assert torch.equal(pool, expected)
+    for pool, old in zip(cache.layer(0), before[0], strict=True):
+        assert torch.equal(pool, old)
+    assert context.num_calls == 1
+
+
+@pytest.mark.parametrize("windowed_by", ["option", "config"])
+def test_a_window_comes_from_the_call_or_from_the_configs_layer_types(
+    cache: KVCache, windowed_by: str
+) -> None:
+    fill(cache)
+    segments = segments_of(PACKINGS["mixed"])
+    context = AttentionContext(cache)
+    context.packing = packing = packed(segments)
+    query, key, value = inputs(len(packing.slots))
+    layer = Layer(context)
+    options: dict[str, Any] = {"sliding_window": 4} if windowed_by == "option" else {}
+    if windowed_by == "config":
+        layer.config = WindowedConfig()  # type: ignore[assignment]  # as the library's modules have
+    found, weights = freight_attention(layer, query, key, value, None, scaling=0.3, **options)
+    expected = written_out(query[0], *cache.layer(1), segments=segments, head=HEADS["window"])
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
+    assert weights is None
+
+
+def test_keys_are_scaled_by_the_root_of_their_size_when_the_model_names_no_scale(
+    cache: KVCache,
+) -> None:
+    fill(cache)
+    segments = segments_of(PACKINGS["mixed"])
+    context = AttentionContext(cache)
+    context.packing = packed(segments)
+    query, key, value = inputs(len(context.packing.slots))
+    found, _ = freight_attention(Layer(context), query, key, value, None)
+    head = Head(scaling=SIZE**-0.5)
+    expected = written_out(query[0], *cache.layer(1), segments=segments, head=head)
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("option", ["attention_mask", "position_bias"])
+def test_a_mask_or_bias_of_the_models_own_is_refused(cache: KVCache, option: str) -> None:
+    context = AttentionContext(cache)
+    context.packing = packed(segments_of([(3, 0)]))
+    query, key, value = inputs(3)
+    mask = torch.zeros(1, 1, 3, 3) if option == "attention_mask" else None
+    bias = torch.zeros(1, 4, 3, 3) if option == "position_bias" else None
+    with pytest.raises(UnsupportedModelError, match="Layer attends with a mask or bias"):
+        freight_attention(Layer(context), query, key, value, mask, position_bias=bias)
+
+
+@pytest.mark.parametrize("which", ["key", "value"])
+@pytest.mark.parametrize("shape", [(1, 3, 3, SIZE), (1, KV_HEADS, 3, SIZE + 1)])
+def test_heads_unlike_the_configs_promise_are_refused_with_both_shapes(
+    cache: KVCache, which: str, shape: tuple[int, ...]
+) -> None:
+    fill(cache)
+    before = [pool.clone() for pool in cache.layer(1)]
+    context = AttentionContext(cache)
+    context.packing = packed(segments_of([(3, 0)]))
+    query, key, value = inputs(3)
+    given = {"key": key, "value": value} | {which: torch.zeros(shape)}
+    message = f"attends over {shape[1]} heads of {shape[3]}, its config promises 2 of 8"
+    with pytest.raises(UnsupportedModelError, match=message):
+        freight_attention(Layer(context), query, given["key"], given["value"], None)
+    assert all(torch.equal(*pair) for pair in zip(cache.layer(1), before, strict=True))

@@ -1,0 +1,337 @@
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config import Budgets, Completion, FinishReason, Prompt, Sampling
+from engine.engine import Engine
+from engine.errors import BudgetError, EngineError, PromptError
+from tests.support.policies import streaming
+from tests.support.tiny_models import VOCAB_SIZE, write_tiny_model, write_tiny_tokenizer
+
+EOS: Final = 1
+CONTEXT: Final = 512
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_tokenizer(write_tiny_model(tmp_path_factory.mktemp("engine"), "llama"))
+
+
+def budgets_of(folder: Path, **changes: Any) -> Budgets:
+    plenty = Budgets(gpu_bytes=0, host_bytes=10**9, disk_bytes=10**9, spill_dir=folder / "spill")
+    return dataclasses.replace(plenty, **changes)
+
+
+def load(folder: Path, *, resident: float = 0.5, **changes: Any) -> Engine:
+    return Engine.load(folder, budgets=budgets_of(folder), policy=streaming(resident, **changes))
+
+
+@pytest.fixture(scope="module")
+def shared(folder: Path) -> Iterator[Engine]:
+    """For tests that leave it without rows and look at no counters."""
+    with load(folder) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(folder: Path) -> Iterator[Engine]:
+    with load(folder) as engine:
+        yield engine
+
+
+def prompt_of(
+    key: str = "a", *, seed: int = 0, num_tokens: int = 6, max_tokens: int = 8, **settings: Any
+) -> Prompt:
+    token_ids = tuple(2 + (37 * seed + 11 * at) % (VOCAB_SIZE - 2) for at in range(num_tokens))
+    sampling = Sampling(max_tokens=max_tokens, **({"ignore_eos": True} | settings))
+    return Prompt(key=key, token_ids=token_ids, sampling=sampling)
+
+
+def run(engine: Engine, *prompts: Prompt) -> dict[str, Completion]:
+    completions = {completion.key: completion for completion in engine.generate(prompts)}
+    assert completions.keys() == {prompt.key for prompt in prompts}
+    assert engine.num_rows == 0
+    return completions
+
+
+def text_of(engine: Engine, prompt: Prompt) -> str:
+    return run(engine, prompt)[prompt.key].text
+
+
+# -- refusals ----------------------------------------------------------------------------------
+
+REFUSED: Final = {
+    "empty": (prompt_of(num_tokens=0), "invalid_value", "prompt", r"empty"),
+    "as_long_as_the_context": (
+        prompt_of(num_tokens=CONTEXT),
+        "context_length_exceeded",
+        "prompt",
+        r"is 512 tokens.* Your prompt has 512 tokens",
+    ),
+    "beyond_the_vocabulary": (
+        dataclasses.replace(prompt_of(), token_ids=(5, 256)),
+        "invalid_value",
+        "prompt",
+        r"id 256 is not in the vocabulary of 256",
+    ),
+    "negative": (
+        dataclasses.replace(prompt_of(), token_ids=(5, -1, 7)),
+        "invalid_value",
+        "prompt",
+        r"id -1 is not",
+    ),
+    "no_tokens_wanted": (
+        prompt_of(max_tokens=0),
+        "integer_below_min_value",
+        "max_tokens",
+        r"at least 1, got 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_a_prompt_that_cannot_run_is_refused_with_its_numbers_and_leaves_no_row(
+    shared: Engine, case: tuple[Prompt, str, str, str]
+) -> None:
+    prompt, code, param, message = case
+    for refuse in (shared.check, shared.submit):
+        with pytest.raises(PromptError, match=message) as refusal:
+            refuse(prompt)
+        assert (refusal.value.code, refusal.value.param) == (code, param)
+    assert shared.num_rows == 0
+
+
+def test_a_prompt_that_leaves_room_for_one_token_gets_one(shared: Engine) -> None:
+    found = run(shared, prompt_of(num_tokens=CONTEXT - 1, max_tokens=50))["a"]
+    assert (found.num_prompt_tokens, found.num_generated) == (CONTEXT - 1, 1)
+    assert found.finish_reason is FinishReason.LENGTH
+
+
+def test_a_cache_smaller_than_the_context_is_what_limits_a_row(folder: Path) -> None:
+    with load(folder, kv_bytes=256 * 2 * 2 * 16 * 4 * 4) as engine:
+        with pytest.raises(PromptError, match="is 256 tokens"):
+            engine.check(prompt_of(num_tokens=256))
+        assert run(engine, prompt_of(num_tokens=250, max_tokens=50))["a"].num_generated == 6
+
+
+def test_a_policy_over_the_budget_is_refused_with_the_numbers(folder: Path) -> None:
+    with pytest.raises(BudgetError, match=r"cpu tier needs [\d,]+ bytes .* is 100,000 bytes"):
+        Engine.load(folder, budgets=budgets_of(folder, host_bytes=100_000), policy=streaming(1.0))
+
+
+def test_too_little_room_for_keys_and_values_is_refused_with_the_numbers(folder: Path) -> None:
+    with pytest.raises(BudgetError, match=r"has 1,000 bytes left for keys .* needs 262,144 bytes"):
+        load(folder, kv_bytes=1000)
+
+
+# -- how rows end ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 17])
+def test_a_row_ends_by_length_at_exactly_max_tokens(shared: Engine, max_tokens: int) -> None:
+    found = run(shared, prompt_of(max_tokens=max_tokens))["a"]
+    assert len(found.token_ids) == found.num_generated == max_tokens
+    assert found.finish_reason is FinishReason.LENGTH
+
+
+def test_a_row_ends_at_an_end_token_which_is_counted_and_not_given_back(shared: Engine) -> None:
+    prompts = [
+        prompt_of(str(seed), seed=seed, max_tokens=60, temperature=4.0) for seed in range(12)
+    ]
+    ignoring = run(shared, *prompts)
+    ended = [key for key, found in ignoring.items() if EOS in found.token_ids]
+    assert ended, "none of the prompts reaches the end token: choose others"
+    heeding = [
+        dataclasses.replace(each, sampling=dataclasses.replace(each.sampling, ignore_eos=False))
+        for each in prompts
+    ]
+    for key, found in run(shared, *heeding).items():
+        whole = ignoring[key].token_ids
+        if key in ended:
+            whole = whole[: whole.index(EOS)]
+            assert found.num_generated == len(whole) + 1
+            assert found.finish_reason is FinishReason.STOP
+        else:
+            assert found.finish_reason is FinishReason.LENGTH
+        assert found.token_ids == whole
+        assert found.text == shared.tokenizer.decode(whole)
+
+
+def legible(text: str, num_characters: int) -> str:
+    """The first run of characters that are whole and do not begin the text."""
+    starts = range(2, len(text) - num_characters)
+    words = (text[start : start + num_characters] for start in starts)
+    return next(word for word in words if "\ufffd" not in word)
+
+
+@pytest.mark.parametrize("num_characters", [1, 2, 5])
+def test_a_stop_string_ends_the_row_and_the_text_stops_before_it(
+    shared: Engine, num_characters: int
+) -> None:
+    plain = prompt_of(seed=9, max_tokens=60)
+    whole = run(shared, plain)["a"]
+    word = legible(whole.text, num_characters)
+    found = run(shared, prompt_of(seed=9, max_tokens=60, stop=("never there", word)))["a"]
+    assert found.finish_reason is FinishReason.STOP
+    assert found.text == whole.text[: whole.text.index(word)]
+    assert found.token_ids == whole.token_ids[: found.num_generated]
+    assert word in shared.tokenizer.decode(found.token_ids)
+    assert word not in shared.tokenizer.decode(found.token_ids[:-1])
+
+
+def test_a_character_of_several_tokens_is_a_stop_string_too(shared: Engine) -> None:
+    hot: dict[str, Any] = {"seed": 4, "max_tokens": 60, "temperature": 4.0}
+    prompt = prompt_of(**hot)
+    text = text_of(shared, prompt)
+    letter = next(each for each in text if ord(each) > 127 and each != "\ufffd")
+    assert len(shared.tokenizer.encode(letter)) > 1
+    stopped = prompt_of(**hot, stop=(letter,))
+    assert text_of(shared, stopped) == text[: text.index(letter)]
+
+
+def test_the_earliest_of_several_stop_strings_cuts_the_text(shared: Engine) -> None:
+    text = text_of(shared, prompt_of(seed=9, max_tokens=60))
+    late, early = legible(text, 9), legible(text, 2)
+    stopped = prompt_of(seed=9, max_tokens=60, stop=(late, early))
+    assert text_of(shared, stopped) == text[: text.index(early)]
+
+
+def test_a_row_that_ends_by_length_keeps_its_text(shared: Engine) -> None:
+    found = run(shared, prompt_of(seed=9, max_tokens=9, stop=("never there",)))["a"]
+    assert found.finish_reason is FinishReason.LENGTH
+    assert found.text == shared.tokenizer.decode(found.token_ids)
+
+
+# -- company -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_a_rows_result_does_not_depend_on_its_neighbours(
+    shared: Engine, temperature: float
+) -> None:
+    prompts = [
+        prompt_of(
+            str(seed),
+            seed=seed,
+            num_tokens=1 + 17 * seed % 90,
+            max_tokens=5 + 3 * seed,
+            temperature=temperature,
+            top_p=0.9,
+        )
+        for seed in range(12)
+    ]
+    together = run(shared, *prompts)
+    for prompt in prompts[::3]:
+        assert run(shared, prompt)[prompt.key] == together[prompt.key]
+    assert run(shared, *reversed(prompts)) == together
+
+
+def test_placement_and_block_shape_change_no_row(folder: Path, shared: Engine) -> None:
+    prompts = [prompt_of(str(seed), seed=seed, num_tokens=30, max_tokens=99) for seed in range(4)]
+    expected = run(shared, *prompts)
+    token_bytes = 4 * 2 * 2 * 16 * 4
+    tight = {"kv_bytes": 256 * token_bytes, "sweep_tokens": 7, "micro_batch_tokens": 5}
+    with load(folder, resident=0.0, **tight) as streamed:
+        assert run(streamed, *prompts) == expected
+        assert streamed.report().preempted_rows > 0
+
+
+@given(order=st.permutations(range(4)))
+def test_a_row_cancelled_waiting_or_running_never_completes_and_its_place_is_free(
+    shared: Engine, order: list[int]
+) -> None:
+    for key in range(4):
+        shared.submit(prompt_of(str(key), seed=key, max_tokens=4))
+    shared.cancel(str(order[0]))  # waiting
+    assert shared.sweep() == []
+    shared.cancel(str(order[1]))  # running
+    shared.cancel("unknown")
+    assert shared.num_rows == 2
+    completions = [completion.key for _ in range(3) for completion in shared.sweep()]
+    assert sorted(completions) == sorted(str(key) for key in order[2:])
+    assert shared.num_rows == 0
+
+
+def test_a_sweep_without_rows_does_nothing(engine: Engine) -> None:
+    assert engine.sweep() == []
+    assert engine.report().num_sweeps == 0
+
+
+def test_generate_draws_prompts_only_as_the_block_has_room(shared: Engine) -> None:
+    drawn = 0
+
+    def prompts() -> Iterator[Prompt]:
+        nonlocal drawn
+        for number in range(40):
+            drawn += 1
+            yield prompt_of(str(number), seed=number, max_tokens=2)
+
+    completions = shared.generate(prompts())
+    assert drawn == 0
+    for finished in range(1, 41):
+        next(completions)
+        assert drawn <= finished + 3 * shared.block_rows
+    assert next(completions, None) is None
+    assert drawn == 40
+
+
+def test_generate_without_prompts_ends_at_once(shared: Engine) -> None:
+    assert list(shared.generate([])) == []
+
+
+# -- counting and closing ----------------------------------------------------------------------
+
+
+def test_the_reports_counters_add_up(engine: Engine) -> None:
+    prompts = [
+        prompt_of(str(seed), seed=seed, num_tokens=num_tokens, max_tokens=1 + seed)
+        for seed, num_tokens in enumerate([3, 4, 5, 6, 7, 8, 9, 10, 1, 150, 40])
+    ]
+    completions = run(engine, *prompts).values()
+    report = engine.report()
+    assert report.prompt_tokens == sum(each.num_prompt_tokens for each in completions)
+    assert report.generated_tokens == sum(each.num_generated for each in completions)
+    assert report.completions == len(prompts)
+    assert report.peak_rows == engine.block_rows
+    assert report.preempted_rows == 0
+    assert report.weights_streamed_bytes >= report.num_sweeps * engine.policy.streamed_bytes > 0
+    assert report.policy_reason == engine.policy.reason
+    assert report.as_dict()["rows_per_sweep"] == round(
+        report.generated_tokens / report.num_sweeps, 2
+    )
+
+
+def test_a_report_is_of_its_moment(engine: Engine) -> None:
+    before = engine.report()
+    run(engine, prompt_of())
+    assert (before.num_sweeps, engine.report().num_sweeps) == (0, 8)
+
+
+@pytest.mark.parametrize("at", ["unused", "in the middle", "twice"])
+def test_leaving_the_engine_ends_its_threads(folder: Path, at: str) -> None:
+    def ours() -> set[threading.Thread]:
+        return {each for each in threading.enumerate() if each.name.startswith("freight")}
+
+    before = ours()
+    with load(folder, resident=0.0) as engine:
+        assert ours() > before
+        if at == "in the middle":
+            engine.submit(prompt_of())
+            engine.sweep()
+        elif at == "twice":
+            engine.close()
+    assert ours() == before
+
+
+def test_a_closed_engine_says_so_and_does_not_hang(folder: Path) -> None:
+    with load(folder, resident=0.0) as engine:
+        engine.submit(prompt_of())
+        engine.sweep()
+    with pytest.raises(EngineError, match="closed"):
+        engine.sweep()

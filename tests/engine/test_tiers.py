@@ -1,0 +1,142 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
+
+FILE_BYTES = 3 * 2**20 + 1234
+CONTENT = torch.randint(0, 256, (FILE_BYTES,), generator=torch.Generator().manual_seed(1)).to(
+    torch.uint8
+)
+RANGES = st.tuples(st.integers(0, FILE_BYTES - 1), st.integers(0, 2**21)).map(
+    lambda pair: (pair[0], min(pair[1], FILE_BYTES - pair[0]))
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiers") / "weights.bin"
+    path.write_bytes(CONTENT.numpy().tobytes())
+    return path
+
+
+@pytest.fixture(scope="module", params=["direct", "plain"])
+def reader(path: Path, request: pytest.FixtureRequest) -> Iterator[DirectReader]:
+    """Small pieces, so that a range of this small file is read by several threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.memory.tiers._CHUNK_BYTES", 16 * PAGE_BYTES)
+        if request.param == "plain":
+            refuse_direct_files(patch)
+        with DirectReader(path) as reader:
+            yield reader
+
+
+def refuse_direct_files(patch: pytest.MonkeyPatch) -> None:
+    real_open = os.open
+
+    def refuse(path: Any, flags: int, *rest: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(22, "Invalid argument")
+        return real_open(path, flags, *rest)
+
+    patch.setattr(os, "open", refuse)
+
+
+@given(span=RANGES)
+def test_any_range_comes_back_as_it_lies_in_the_file(
+    reader: DirectReader, span: tuple[int, int]
+) -> None:
+    offset_bytes, num_bytes = span
+    buffer = HostBuffer(num_bytes + 2 * PAGE_BYTES, pinned=False)
+    found = reader.read(buffer, offset_bytes=offset_bytes, num_bytes=num_bytes)
+    assert torch.equal(found, CONTENT[offset_bytes : offset_bytes + num_bytes])
+
+
+@pytest.mark.parametrize("num_bytes", [1, 1234, 5000])
+def test_the_end_of_the_file_is_read_though_no_page_ends_there(
+    reader: DirectReader, num_bytes: int
+) -> None:
+    buffer = HostBuffer(num_bytes + 2 * PAGE_BYTES, pinned=False)
+    found = reader.read(buffer, offset_bytes=FILE_BYTES - num_bytes, num_bytes=num_bytes)
+    assert torch.equal(found, CONTENT[-num_bytes:])
+
+
+@pytest.mark.parametrize(
+    ("offset_bytes", "num_bytes"),
+    [(FILE_BYTES - 10, 11), (FILE_BYTES, 1), (0, FILE_BYTES + 9000)],
+)
+def test_a_range_beyond_the_end_is_an_error_with_the_numbers(
+    reader: DirectReader, path: Path, offset_bytes: int, num_bytes: int
+) -> None:
+    start = offset_bytes // PAGE_BYTES * PAGE_BYTES
+    wanted = offset_bytes - start + num_bytes
+    message = f"{path} ended early: {wanted} bytes wanted from {start}, got {FILE_BYTES - start}"
+    buffer = HostBuffer(num_bytes + 2 * PAGE_BYTES, pinned=False)
+    with pytest.raises(OSError, match=message):
+        reader.read(buffer, offset_bytes=offset_bytes, num_bytes=num_bytes)
+
+
+def test_a_file_cut_short_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "cut"
+    path.write_bytes(bytes(10 * PAGE_BYTES))
+    buffer = HostBuffer(12 * PAGE_BYTES, pinned=False)
+    with DirectReader(path) as reader:
+        assert reader.read(buffer, offset_bytes=0, num_bytes=10 * PAGE_BYTES).sum() == 0
+        os.truncate(path, 4 * PAGE_BYTES + 7)
+        message = f"40960 bytes wanted from 0, got {4 * PAGE_BYTES + 7}"
+        with pytest.raises(OSError, match=message):
+            reader.read(buffer, offset_bytes=0, num_bytes=10 * PAGE_BYTES)
+
+
+def test_bytes_wanted_are_counted_and_not_the_pages_around_them(path: Path) -> None:
+    with DirectReader(path) as reader:
+        buffer = HostBuffer(3 * PAGE_BYTES, pinned=False)
+        reader.read(buffer, offset_bytes=4000, num_bytes=200)
+        assert reader.counters.num_bytes == 200
+        assert reader.counters.num_reads == 1
+
+
+def test_the_page_cache_lets_go_of_what_was_read_without_direct_files(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_direct_files(monkeypatch)
+    released: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _file, *advice: released.append(advice))
+    with DirectReader(path) as reader:
+        reader.read(HostBuffer(4 * PAGE_BYTES, pinned=False), offset_bytes=5000, num_bytes=8000)
+    assert released == [(PAGE_BYTES, 3 * PAGE_BYTES, os.POSIX_FADV_DONTNEED)]
+
+
+def open_files() -> set[str]:
+    """By number and file; the listing's own is gone when it is looked at."""
+    links = [f"/proc/self/fd/{link.name}" for link in Path("/proc/self/fd").iterdir()]
+    return {f"{link} {Path(link).resolve()}" for link in links if Path(link).exists()}
+
+
+def test_a_closed_reader_leaves_no_file_open_and_may_be_closed_again(path: Path) -> None:
+    before = open_files()
+    reader = DirectReader(path)
+    assert open_files() > before
+    reader.close()
+    assert open_files() == before
+    taken = os.open(path, os.O_RDONLY)  # a closed number is soon another file's
+    reader.close()
+    os.fstat(taken)
+    os.close(taken)
+
+
+@pytest.mark.parametrize("num_bytes", [1, PAGE_BYTES, 3 * PAGE_BYTES + 5])
+def test_a_host_buffer_starts_on_a_page_and_its_two_faces_are_the_same_bytes(
+    num_bytes: int,
+) -> None:
+    buffer = HostBuffer(num_bytes, pinned=False)
+    assert buffer.bytes.data_ptr() % PAGE_BYTES == 0
+    assert buffer.bytes.shape == (num_bytes,)
+    buffer.view[num_bytes - 1] = 77
+    assert buffer.bytes[-1] == 77
