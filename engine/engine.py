@@ -168,7 +168,8 @@ class Engine:
     def sweep(self) -> list[Completion]:
         """One pass over all layers for every row; the rows that finished. No rows: nothing to do.
 
-        Raises EngineError; the engine must then be closed.
+        Raises EngineError, or what the model raised; the rows are then as they were before, and
+        another sweep may be tried without those that are to blame.
         """
         shares = self._block.compose(
             sweep_tokens=self.policy.sweep_tokens,

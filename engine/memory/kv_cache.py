@@ -7,11 +7,10 @@ outgrows its run it moves to a larger one. Knows slots and pages, not rows or to
 import bisect
 import dataclasses
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 
-PAGE_TOKENS: Final = 16
+from engine.planning.cost import KV_PAGE_TOKENS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +34,11 @@ class PageRun:
 
     @property
     def slot(self) -> int:
-        return self.first_page * PAGE_TOKENS
+        return self.first_page * KV_PAGE_TOKENS
 
     @property
     def num_tokens(self) -> int:
-        return self.num_pages * PAGE_TOKENS
+        return self.num_pages * KV_PAGE_TOKENS
 
 
 class PageAllocator:
@@ -97,10 +96,10 @@ class KVCache:
         device: torch.device,
     ) -> None:
         token_bytes = sum(shape.token_bytes(dtype) for shape in shapes)
-        self.pages = PageAllocator(budget_bytes // (token_bytes * PAGE_TOKENS))
+        self.pages = PageAllocator(budget_bytes // (token_bytes * KV_PAGE_TOKENS))
         self.device = device
         self.dtype = dtype
-        num_slots = self.pages.num_pages * PAGE_TOKENS
+        num_slots = self.pages.num_pages * KV_PAGE_TOKENS
         # Head first: a row's view of one head is one contiguous piece of memory.
         self._keys = [
             torch.empty(shape.num_heads, num_slots, shape.key_size, dtype=dtype, device=device)
@@ -113,11 +112,11 @@ class KVCache:
 
     @property
     def num_tokens(self) -> int:
-        return self.pages.num_pages * PAGE_TOKENS
+        return self.pages.num_pages * KV_PAGE_TOKENS
 
     def allocate(self, num_tokens: int) -> PageRun | None:
         """A run for at least `num_tokens`, or None if no run of that length is free."""
-        return self.pages.allocate(-(-num_tokens // PAGE_TOKENS))
+        return self.pages.allocate(-(-num_tokens // KV_PAGE_TOKENS))
 
     def release(self, run: PageRun) -> None:
         self.pages.release(run)
@@ -132,7 +131,7 @@ class KVCache:
         """A larger run in place of `run`, over its pages and free ones, with its first `num_used`
         tokens; None leaves `run` as it was.
         """
-        larger = self.pages.regrow(run, -(-num_tokens // PAGE_TOKENS))
+        larger = self.pages.regrow(run, -(-num_tokens // KV_PAGE_TOKENS))
         if larger is not None and larger.slot != run.slot:
             for pool in (*self._keys, *self._values):
                 used = pool[:, run.slot : run.slot + num_used].clone()  # the runs may overlap

@@ -2,6 +2,7 @@
 into slots. Knows packs, placements and devices; not what is computed.
 """
 
+import contextlib
 import dataclasses
 import queue
 import threading
@@ -77,11 +78,15 @@ class WeightSource(Protocol):
 
     def acquire(self, layer: int) -> None: ...
     def release(self, layer: int) -> None: ...
+    def rewind(self) -> None: ...
     def close(self) -> None: ...
 
 
 class _Slot:
-    """A place on the compute tier that streamed parts take turns in, and its way there."""
+    """A place on the compute tier that streamed parts take turns in, and its way there.
+
+    `storage` is empty where the staging buffer itself is computed from.
+    """
 
     def __init__(self, compute_bytes: int, staged_bytes: int, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
@@ -125,6 +130,14 @@ class StreamedWeights:
             self._load_resident(parts.group, parts.resident)
         self._hosted = [self._load_hosted(parts) for parts in self._parts]
         self._order = [index for index, parts in enumerate(self._parts) if parts.streamed]
+        self._visited: list[int] = []  # streamed layers acquired in this sweep
+        self._held: int | None = None
+        # Where nothing has to be converted or carried on, layers are computed where they are read to.
+        self._in_place = device.type == "cpu" and all(
+            tensor.dtype == self._dtypes[tensor.name]
+            for parts in self._parts
+            for tensor in parts.streamed
+        )
         self._views: dict[str, torch.Tensor] = {}
         self._slots = self._make_slots()
         self._copy_stream = _stream(device) if device.type == "cuda" else None
@@ -148,6 +161,8 @@ class StreamedWeights:
             self._filled.put(found)  # for whoever asks next: streaming has ended
             raise EngineError(f"weights of layer {layer} cannot be read: {found}") from found
         assert found == layer, f"layers are visited in order: {found} is there, {layer} was asked"
+        self._visited.append(layer)
+        self._held = layer
         filled = self._slot_of(layer).filled
         if filled is not None:
             torch.cuda.current_stream(self._device).wait_event(filled)
@@ -158,7 +173,21 @@ class StreamedWeights:
         slot = self._slot_of(layer)
         if slot.drained is not None:
             slot.drained.record(torch.cuda.current_stream(self._device))
+        self._held = None
+        if len(self._visited) == len(self._order):
+            self._visited.clear()
         slot.free.release()
+
+    def rewind(self) -> None:
+        """After a sweep that broke off: let the rest of its layers pass, so that the next sweep
+        finds the first. Reading that has failed stays failed.
+        """
+        if self._held is not None:
+            self.release(self._held)
+        with contextlib.suppress(EngineError):
+            for layer in self._order[len(self._visited) :] if self._visited else ():
+                self.acquire(layer)
+                self.release(layer)
 
     def close(self) -> None:
         self._stop.set()
@@ -199,7 +228,8 @@ class StreamedWeights:
         staged = _read(self._reader, slot.staging, parts.group, parts.on_disk)
         sources = {**self._hosted[layer], **staged}
         if self._copy_stream is None:
-            self._copy(sources)
+            if not self._in_place:
+                self._copy(sources)
         else:
             assert slot.drained is not None
             assert slot.filled is not None
@@ -228,6 +258,8 @@ class StreamedWeights:
             sum(_aligned(self._computed_bytes(tensor)) for tensor in parts.streamed)
             for parts in self._parts
         )
+        if self._in_place:
+            computed = 0
         staged = max(_span_bytes(parts.on_disk) for parts in self._parts)
         return [_Slot(computed, staged, self._device) for _ in range(NUM_SLOTS)]
 
@@ -235,18 +267,26 @@ class StreamedWeights:
         return tensor.num_bytes // tensor.dtype.itemsize * self._dtypes[tensor.name].itemsize
 
     def _bind_to_slot(self, layer: int) -> None:
+        slot, parts = self._slot_of(layer), self._parts[layer]
+        if self._in_place:
+            views = _views_of(slot.staging, parts.group, parts.on_disk)
+        else:
+            views = self._storage_views(slot.storage, parts.streamed)
+        self._views |= views
+        for name, view in views.items():
+            self._bind(name, view)
+
+    def _storage_views(
+        self, storage: torch.Tensor, tensors: tuple[PackedTensor, ...]
+    ) -> dict[str, torch.Tensor]:
         offset = 0
-        storage = self._slot_of(layer).storage
-        for tensor in self._parts[layer].streamed:
+        views = {}
+        for tensor in tensors:
             num_bytes = self._computed_bytes(tensor)
-            view = (
-                storage[offset : offset + num_bytes]
-                .view(self._dtypes[tensor.name])
-                .view(tensor.shape)
-            )
-            self._views[tensor.name] = view
-            self._bind(tensor.name, view)
+            raw = storage[offset : offset + num_bytes]
+            views[tensor.name] = raw.view(self._dtypes[tensor.name]).view(tensor.shape)
             offset += _aligned(num_bytes)
+        return views
 
     def _load_resident(self, group: PackGroup, tensors: tuple[PackedTensor, ...]) -> None:
         for tensor in tensors:
@@ -288,16 +328,24 @@ def _read(
     """Adjacent tensors in one read, as views into `buffer` in stored dtype."""
     if not tensors:
         return {}
+    first_bytes = group.offset_bytes + tensors[0].offset_bytes
+    reader.read(buffer, offset_bytes=first_bytes, num_bytes=_span_bytes(tensors))
+    return _views_of(buffer, group, tensors)
+
+
+def _views_of(
+    buffer: HostBuffer, group: PackGroup, tensors: tuple[PackedTensor, ...]
+) -> dict[str, torch.Tensor]:
+    """Where a direct read of the adjacent tensors leaves each of them in `buffer`."""
+    if not tensors:
+        return {}
     first = tensors[0].offset_bytes
-    raw = reader.read(
-        buffer, offset_bytes=group.offset_bytes + first, num_bytes=_span_bytes(tensors)
-    )
-    return {
-        tensor.name: raw[tensor.offset_bytes - first :][: tensor.num_bytes]
-        .view(tensor.dtype)
-        .view(tensor.shape)
-        for tensor in tensors
-    }
+    skipped = (group.offset_bytes + first) % PAGE_BYTES
+    views = {}
+    for tensor in tensors:
+        raw = buffer.bytes[skipped + tensor.offset_bytes - first :][: tensor.num_bytes]
+        views[tensor.name] = raw.view(tensor.dtype).view(tensor.shape)
+    return views
 
 
 def _span_bytes(tensors: tuple[PackedTensor, ...]) -> int:

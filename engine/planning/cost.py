@@ -10,6 +10,9 @@ from engine.planning.shape import ModelShape
 NUM_SLOTS: Final = 2
 """Layers whose streamed part is on the compute tier at once: the one computing and the next."""
 
+KV_PAGE_TOKENS: Final = 16
+"""Tokens that keys and values are handed out by."""
+
 _STAGING_SLACK_BYTES: Final = 2 * 4096  # a direct read starts and ends on page borders
 
 
@@ -19,7 +22,9 @@ def outer_bytes(shape: ModelShape) -> int:
 
 
 def slot_bytes(shape: ModelShape, splits: tuple[Split, ...], compute: Tier) -> int:
-    """The slots that streamed layer parts are computed from."""
+    """The slots that streamed layer parts are computed from, beside the staging buffers."""
+    if shape.reads_in_place(compute):
+        return 0
     largest = max((split.streamed_bytes(compute) for split in splits), default=0)
     return NUM_SLOTS * shape.computed_bytes(largest)
 
@@ -82,3 +87,9 @@ def check_budgets(shape: ModelShape, policy: Policy, budgets: Budgets) -> None:
                 f"the {tier} tier needs {peak:,} bytes under this policy and its budget is "
                 f"{limits[tier]:,} bytes: {peak - limits[tier]:,} bytes are lacking"
             )
+    page_bytes = KV_PAGE_TOKENS * shape.kv_bytes_per_token
+    if policy.kv_bytes < page_bytes:
+        raise BudgetError(
+            f"the policy gives keys and values {max(0, policy.kv_bytes):,} bytes of the "
+            f"{policy.kv_tier} tier, and one page of {KV_PAGE_TOKENS} tokens needs {page_bytes:,}"
+        )

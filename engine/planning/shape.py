@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from engine.planning.policy import Tier
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
@@ -29,6 +31,10 @@ class ModelShape:
     @property
     def layer_bytes(self) -> tuple[int, ...]:
         return tuple(sum(tensors) for tensors in self.layer_tensor_bytes)
+
+    def reads_in_place(self, compute: Tier) -> bool:
+        """Whether streamed layers are computed in the very buffers that they are read to."""
+        return compute is Tier.CPU and self.stored_itemsize == self.compute_itemsize
 
     def computed_bytes(self, stored_bytes: int) -> int:
         """What `stored_bytes` of weights take on the compute tier."""

@@ -42,7 +42,7 @@ class Executor:
     def run(self, shares: Sequence[Share], report: Report) -> list[int]:
         """Sweep once; the next tokens of the shares that sample, in order.
 
-        Raises EngineError; the weights' order is then broken and the engine must be closed.
+        Raises EngineError, or what the model raised; the rows are then as they were before.
         """
         cuts = pack_micro_batches(
             [share.num_tokens for share in shares], max_tokens=self._micro_batch_tokens
@@ -63,13 +63,11 @@ class Executor:
     def _forward(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
         self._context.num_calls = 0
         with Lockstep(self._model, self._context, batches) as lockstep:
-            lockstep.start()
-            for step in steps(self._num_layers, len(batches)):
-                if step.is_first:
-                    self._weights.acquire(step.layer)
-                lockstep.step(step.micro_batch)
-                if step.is_last:
-                    self._weights.release(step.layer)
+            try:
+                self._walk(lockstep, len(batches))
+            except BaseException:
+                self._weights.rewind()  # a caller that drops the bad row can go on
+                raise
         expected = self._num_layers * len(batches)
         if self._context.num_calls != expected:
             raise UnsupportedModelError(
@@ -77,6 +75,15 @@ class Executor:
                 f"in a sweep of {expected} layer visits: it does not dispatch every layer"
             )
         return [rows for rows in lockstep.logits if rows is not None]
+
+    def _walk(self, lockstep: Lockstep, num_micro_batches: int) -> None:
+        lockstep.start()
+        for step in steps(self._num_layers, num_micro_batches):
+            if step.is_first:
+                self._weights.acquire(step.layer)
+            lockstep.step(step.micro_batch)
+            if step.is_last:
+                self._weights.release(step.layer)
 
     def _micro_batch(self, part: Sequence[Share]) -> MicroBatch:
         token_ids: list[int] = []

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import Completion, FinishReason, Prompt, Sampling
-from engine.memory.kv_cache import PAGE_TOKENS, KVCache, KVShape
+from engine.memory.kv_cache import KVCache, KVShape
+from engine.planning.cost import KV_PAGE_TOKENS
 from engine.sweep.block import Block, Row, Share
 
 VOCAB_SIZE: Final = 50_000
@@ -53,7 +54,7 @@ class Sweeper:
         max_segment_tokens: int = 64,
     ) -> None:
         shape = KVShape(num_heads=1, key_size=1, value_size=1)
-        budget_bytes = num_pages * PAGE_TOKENS * shape.token_bytes(torch.float64)
+        budget_bytes = num_pages * KV_PAGE_TOKENS * shape.token_bytes(torch.float64)
         self.cache = KVCache(
             [shape], budget_bytes=budget_bytes, dtype=torch.float64, device=torch.device("cpu")
         )
@@ -224,7 +225,7 @@ def test_every_row_finishes_with_its_own_tokens_if_the_pool_holds_the_longest(
 ) -> None:
     longest = max(map(sum, lengths))
     sweeper = Sweeper(
-        num_pages=-(-longest // PAGE_TOKENS) + spare_pages,
+        num_pages=-(-longest // KV_PAGE_TOKENS) + spare_pages,
         max_rows=max_rows,
         sweep_tokens=sweep_tokens,
         max_segment_tokens=max_segment_tokens,

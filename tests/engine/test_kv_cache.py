@@ -3,13 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.memory.kv_cache import PAGE_TOKENS, KVCache, KVShape, PageAllocator, PageRun
+from engine.memory.kv_cache import KVCache, KVShape, PageAllocator, PageRun
+from engine.planning.cost import KV_PAGE_TOKENS
 
 SHAPES = [
     KVShape(num_heads=2, key_size=4, value_size=4),
     KVShape(num_heads=1, key_size=6, value_size=3),
 ]
-PAGE_BYTES = PAGE_TOKENS * sum(shape.token_bytes(torch.float32) for shape in SHAPES)
+PAGE_BYTES = KV_PAGE_TOKENS * sum(shape.token_bytes(torch.float32) for shape in SHAPES)
 
 
 def cache_of(budget_bytes: int) -> KVCache:
@@ -72,7 +73,7 @@ def test_the_pools_of_all_layers_together_keep_to_the_budget_and_waste_less_than
     pools = [pool for layer in range(len(SHAPES)) for pool in cache.layer(layer)]
     held_bytes = sum(pool.nbytes for pool in pools)
     assert budget_bytes - PAGE_BYTES < held_bytes <= budget_bytes
-    assert cache.num_tokens == 5 * PAGE_TOKENS
+    assert cache.num_tokens == 5 * KV_PAGE_TOKENS
     assert {pool.shape[1] for pool in pools} == {cache.num_tokens}
 
 
@@ -81,12 +82,12 @@ def test_a_run_holds_the_tokens_asked_for_in_whole_pages(num_tokens: int, num_pa
     run = cache_of(4 * PAGE_BYTES).allocate(num_tokens)
     assert run is not None
     assert run.num_pages == num_pages
-    assert run.num_tokens == num_pages * PAGE_TOKENS
+    assert run.num_tokens == num_pages * KV_PAGE_TOKENS
 
 
 def test_a_cache_that_is_full_says_so_until_something_is_released() -> None:
     cache = cache_of(2 * PAGE_BYTES)
-    run = cache.allocate(2 * PAGE_TOKENS)
+    run = cache.allocate(2 * KV_PAGE_TOKENS)
     assert run is not None
     assert cache.allocate(1) is None
     cache.release(run)
@@ -116,7 +117,7 @@ def test_a_moved_row_finds_its_tokens_in_every_layer_and_its_old_pages_are_free(
 @pytest.mark.parametrize("freed", ["before", "after", "both"])
 def test_a_run_grows_over_its_own_pages_and_the_free_ones_beside_them(freed: str) -> None:
     cache = cache_of(6 * PAGE_BYTES)
-    first, run, last = (cache.allocate(2 * PAGE_TOKENS) for _ in range(3))
+    first, run, last = (cache.allocate(2 * KV_PAGE_TOKENS) for _ in range(3))
     assert first is not None
     assert run is not None
     assert last is not None
@@ -127,8 +128,8 @@ def test_a_run_grows_over_its_own_pages_and_the_free_ones_beside_them(freed: str
         pool.copy_(torch.arange(pool.numel()).view(pool.shape))
     held = [pool[:, run.slot : run.slot + 30].clone() for pool in pools]
     num_pages = 6 if freed == "both" else 4
-    assert cache.regrow(run, (num_pages + 1) * PAGE_TOKENS, num_used=30) is None
-    larger = cache.regrow(run, num_pages * PAGE_TOKENS, num_used=30)
+    assert cache.regrow(run, (num_pages + 1) * KV_PAGE_TOKENS, num_used=30) is None
+    larger = cache.regrow(run, num_pages * KV_PAGE_TOKENS, num_used=30)
     assert larger is not None
     assert larger.num_pages == num_pages
     for pool, was in zip(pools, held, strict=True):

@@ -65,7 +65,8 @@ def _share(
     # Slots come off the weights' share; with whole layers in slots they are largest.
     largest = max(shape.layer_bytes)
     staged = NUM_SLOTS * (largest + 2 * 4096) if compute is Tier.CPU else 0
-    resident_bytes = weight_bytes - NUM_SLOTS * shape.computed_bytes(largest) - staged
+    slots = 0 if shape.reads_in_place(compute) else NUM_SLOTS * shape.computed_bytes(largest)
+    resident_bytes = weight_bytes - slots - staged
     return max(kv_bytes, 0), _splits(shape, budgets, compute, max(0, resident_bytes))
 
 
