@@ -13,12 +13,13 @@ from engine.compute.attention import ATTENTION_NAME, AttentionContext, attach
 from engine.compute.lockstep import gate_layers
 from engine.compute.skeleton import build_skeleton, decoder_layers
 from engine.config import Budgets, Completion, FinishReason, Prompt
+from engine.context import max_context_tokens
 from engine.errors import PromptError
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.kv_cache import KVCache
 from engine.memory.manifest import Pack
 from engine.memory.pack import ensure_pack, load_buffers
-from engine.memory.shapes import kv_shapes, max_context_tokens, model_shape
+from engine.memory.shapes import kv_shapes, model_shape
 from engine.memory.weights import StreamedWeights
 from engine.planning.cost import check_budgets
 from engine.planning.policy import Policy, Tier

@@ -1,13 +1,14 @@
 """How long a checkpoint's context is, from its header alone: no weights, no torch."""
 
-import json
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from transformers import AutoConfig
+
+from engine.context import max_context_tokens as of_config
 from engine.errors import CheckpointError
 
-_CONFIG_KEYS: Final = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _GGUF_MAGIC: Final = b"GGUF"
 _GGUF_KEY: Final = ".context_length"
 _GGUF_FORMATS: Final = ("B", "b", "H", "h", "I", "i", "f", "?", "", "", "Q", "q", "d")
@@ -18,23 +19,21 @@ _GGUF_ARRAY: Final = 9
 def max_context_tokens(path: Path) -> int:
     """Raises CheckpointError if the checkpoint does not tell."""
     if (path / "config.json").is_file():
-        return _from_config(path / "config.json")
+        return _from_config(path)
     files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
     if len(files) != 1:
         raise CheckpointError(f"{path} holds no config.json and {len(files)} GGUF files")
     return _from_gguf(files[0])
 
 
-def _from_config(path: Path) -> int:
+def _from_config(folder: Path) -> int:
     try:
-        fields: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    text = fields.get("text_config") or fields
-    for key in _CONFIG_KEYS:
-        if isinstance(text.get(key), int):
-            return int(text[key])
-    raise CheckpointError(f"{path} does not say how long the context is: no {_CONFIG_KEYS[0]}")
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return of_config(config)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} does not say how long the context is: {error}"
+        ) from error
 
 
 def _from_gguf(path: Path) -> int:

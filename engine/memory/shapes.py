@@ -1,16 +1,14 @@
 """What a model weighs, read off its config and its pack: the planner's figures, no weights."""
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 
+from engine.context import max_context_tokens
 from engine.memory.kv_cache import KVShape
 from engine.memory.manifest import Pack
 from engine.memory.weights import split_groups
 from engine.planning.shape import ModelShape
-
-_REGIME_SWITCHING: Final = frozenset({"dynamic", "longrope"})
-"""Rotary variants that change every row's frequencies once one row is longer than the original."""
 
 
 def kv_shapes(config: Any) -> list[KVShape]:
@@ -23,17 +21,6 @@ def kv_shapes(config: Any) -> list[KVShape]:
     value_size = int(getattr(text, "v_head_dim", None) or size)
     shape = KVShape(num_heads=kv_heads, key_size=key_size, value_size=value_size)
     return [shape] * int(text.num_hidden_layers)
-
-
-def max_context_tokens(config: Any) -> int:
-    """The longest row. Where a longer one would change its neighbours' positions, the original."""
-    text = config.get_text_config(decoder=True)
-    longest = int(text.max_position_embeddings)
-    rope = getattr(text, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _REGIME_SWITCHING:
-        original = rope.get("original_max_position_embeddings") or longest
-        return min(longest, int(original))
-    return longest
 
 
 def model_shape(pack: Pack, config: Any, *, dtype: torch.dtype) -> ModelShape:
