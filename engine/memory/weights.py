@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from engine.errors import EngineError
+from engine.errors import EngineError, PackError
 from engine.memory.layout import BUFFERS
 from engine.memory.manifest import Pack, PackedTensor, PackGroup
 from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
@@ -119,11 +119,7 @@ class StreamedWeights:
             part_layer(group, split, compute) for group, split in zip(layers, splits, strict=True)
         ]
         self._reader = DirectReader(pack.path)
-        for group in outer:
-            self._load_resident(group, group.tensors)
-        for parts in self._parts:
-            self._load_resident(parts.group, parts.resident)
-        self._hosted = [self._load_hosted(parts) for parts in self._parts]
+        self._hosted = self._load_all(outer)
         self._order = [index for index, parts in enumerate(self._parts) if parts.streamed]
         self._views: dict[str, torch.Tensor] = {}
         self._slots = self._make_slots()
@@ -247,6 +243,18 @@ class StreamedWeights:
             self._views[tensor.name] = view
             self._bind(tensor.name, view)
             offset += _aligned(num_bytes)
+
+    def _load_all(self, outer: Sequence[PackGroup]) -> list[dict[str, torch.Tensor]]:
+        """Bind what is resident; by layer, what host memory holds. Raises PackError."""
+        try:
+            for group in outer:
+                self._load_resident(group, group.tensors)
+            for parts in self._parts:
+                self._load_resident(parts.group, parts.resident)
+            return [self._load_hosted(parts) for parts in self._parts]
+        except OSError as error:
+            self._reader.close()
+            raise PackError(f"the weights cannot be loaded: {error}") from error
 
     def _load_resident(self, group: PackGroup, tensors: tuple[PackedTensor, ...]) -> None:
         for tensor in tensors:
