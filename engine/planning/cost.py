@@ -82,10 +82,3 @@ def check_budgets(shape: ModelShape, policy: Policy, budgets: Budgets) -> None:
                 f"the {tier} tier needs {peak:,} bytes under this policy and its budget is "
                 f"{limits[tier]:,} bytes: {peak - limits[tier]:,} bytes are lacking"
             )
-    least_bytes = shape.kv_bytes_per_token * min(shape.max_context_tokens, 256)
-    if policy.kv_bytes < least_bytes:
-        raise BudgetError(
-            f"the {policy.kv_tier} tier has {max(0, policy.kv_bytes):,} bytes left for keys and "
-            f"values, and one row of 256 tokens needs {least_bytes:,} bytes; the outer weights, two "
-            f"layers and the activations take the rest of its {limits[policy.kv_tier]:,} bytes"
-        )

@@ -11,7 +11,7 @@ from typing import Final
 from engine.config import Completion, FinishReason, Prompt
 from engine.memory.kv_cache import KVCache, PageRun
 
-_FIRST_ROOM_TOKENS: Final = 64
+_FIRST_ROOM_TOKENS: Final = 32
 """Generated tokens that a new row's run has room for; a run that fills up is doubled."""
 
 

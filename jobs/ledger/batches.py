@@ -82,6 +82,12 @@ class BatchRecords:
             raise no_batch(batch_id)
         return BatchStatus(found)
 
+    def statuses(self, batch_ids: Collection[str]) -> dict[str, BatchStatus]:
+        """The statuses of those of the batches that exist, in one look."""
+        query = select(batches.c.id, batches.c.status).where(batches.c.id.in_(batch_ids))
+        with self._database.reading() as connection:
+            return {row.id: BatchStatus(row.status) for row in connection.execute(query).all()}
+
     def advance(
         self,
         batch_id: str,
@@ -127,6 +133,9 @@ def advance_batch(
     error_file_id: str | None = None,
 ) -> bool:
     """The one writer of `status`: a compare-and-set over the table of legal transitions."""
+    allowed = [status for status, following in NEXT_STATUSES.items() if to in following]
+    if not allowed:
+        return False  # `validating` is where a batch begins: nothing leads there
     values: dict[str, Any] = {"status": to, f"{to}_at": int(time.time())}
     if model is not None:
         values["model"] = model
@@ -137,7 +146,6 @@ def advance_batch(
         values["final_counts"] = dataclasses.asdict(counts) | dataclasses.asdict(usage)
         values["output_file_id"] = output_file_id
         values["error_file_id"] = error_file_id
-    allowed = [status for status, following in NEXT_STATUSES.items() if to in following]
     moved = connection.execute(
         update(batches)
         .where(batches.c.id == batch_id, batches.c.status.in_(allowed))

@@ -36,6 +36,13 @@ class FileRecords:
         with self._database.writing() as connection:
             connection.execute(insert(files).values(**dataclasses.asdict(file)))
 
+    def add_once(self, file: File) -> None:
+        """Add the record unless its id is there: whoever writes a result file again adds no second."""
+        with self._database.writing() as connection:
+            connection.execute(
+                self._database.insert_or_ignore(files).values(**dataclasses.asdict(file))
+            )
+
     def get(self, file_id: str) -> File:
         """Raises NotFoundError for unknown, deleted and expired files alike."""
         with self._database.reading() as connection:

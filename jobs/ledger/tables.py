@@ -4,6 +4,7 @@ from typing import Final
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     ForeignKey,
     Index,
@@ -29,7 +30,7 @@ files = Table(
     Column("id", String(64), nullable=False, unique=True),
     Column("purpose", String(32), nullable=False),
     Column("filename", Text, nullable=False),
-    Column("num_bytes", Integer, nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
     Column("created_at", Integer, nullable=False),
     Column("expires_at", Integer),
     Column("deleted_at", Integer),

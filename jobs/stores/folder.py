@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -12,6 +13,7 @@ from jobs.errors import NotFoundError
 from jobs.stores.base import FileStore
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+_ABANDONED_AFTER_S = 86_400
 
 
 class FolderStore(FileStore):
@@ -21,7 +23,9 @@ class FolderStore(FileStore):
     @classmethod
     def open(cls, location: Path) -> Self:
         location.mkdir(parents=True, exist_ok=True)
-        return cls(location)
+        store = cls(location)
+        store._sweep()
+        return store
 
     @contextlib.contextmanager
     def write(self, name: str) -> Iterator[BinaryIO]:
@@ -68,6 +72,14 @@ class FolderStore(FileStore):
 
     def names(self) -> Iterator[str]:
         return (path.name for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left. Young ones may belong to a living writer."""
+        oldest_s = time.time() - _ABANDONED_AFTER_S
+        for path in self._folder.glob(".*.part"):
+            with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+                if path.stat().st_mtime < oldest_s:
+                    path.unlink()
 
     def _path(self, name: str) -> Path:
         # Names come from URLs too: anything but an id must never meet the file system.

@@ -1,0 +1,9 @@
+"""The table of routes."""
+
+from typing import Final
+
+from fastapi import APIRouter
+
+from server.routes import batches, files, health, models
+
+ROUTES: Final[tuple[APIRouter, ...]] = (files.router, batches.router, models.router, health.router)

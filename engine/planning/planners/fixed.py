@@ -7,6 +7,7 @@ import dataclasses
 from typing import Final
 
 from engine.config import Budgets
+from engine.errors import BudgetError
 from engine.planning.cost import NUM_SLOTS, activation_bytes, check_budgets, outer_bytes
 from engine.planning.planners.base import Wishes
 from engine.planning.policy import Policy, Split, Tier
@@ -15,6 +16,7 @@ from engine.planning.shape import ModelShape
 _BLOCK_ROWS: Final = {Tier.CPU: 96, Tier.GPU: 256}
 _SWEEP_TOKENS: Final = {Tier.CPU: 512, Tier.GPU: 4096}
 _MICRO_BATCH_TOKENS: Final = {Tier.CPU: 512, Tier.GPU: 4096}
+_LEAST_KV_TOKENS: Final = 256
 _KV_SHARE: Final = 0.5
 """Of what is left after the outer weights, the slots and the activations, where it is tight."""
 
@@ -44,6 +46,7 @@ def plan_fixed(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
         layer_splits=splits,
         reason="",
     )
+    _require_room_for_kv(shape, policy, budget_bytes)
     check_budgets(shape, policy, budgets)
     return dataclasses.replace(policy, reason=_reason(shape, policy, budget_bytes))
 
@@ -95,6 +98,17 @@ def _leading(tensors: tuple[int, ...], limit_bytes: int) -> tuple[int, ...]:
         if taken > limit_bytes:
             return tensors[:index]
     return tensors
+
+
+def _require_room_for_kv(shape: ModelShape, policy: Policy, budget_bytes: int) -> None:
+    least_tokens = min(shape.max_context_tokens, _LEAST_KV_TOKENS)
+    least_bytes = shape.kv_bytes_per_token * least_tokens
+    if policy.kv_bytes < least_bytes:
+        raise BudgetError(
+            f"the {policy.compute} tier has {budget_bytes:,} bytes: beside outer weights, "
+            f"activations and two layers {max(0, policy.kv_bytes):,} bytes are left for keys and "
+            f"values, and {least_tokens} tokens of them need {least_bytes:,} bytes"
+        )
 
 
 def _reason(shape: ModelShape, policy: Policy, budget_bytes: int) -> str:

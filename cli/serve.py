@@ -1,0 +1,155 @@
+"""`freight serve`: every role on this machine under one supervisor, with Valkey embedded."""
+
+import contextlib
+import dataclasses
+import http.client
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Annotated, Final
+
+import typer
+
+from cli.console import say
+from cli.errors import StartError
+from cli.model import find_model
+from cli.supervisor import POLL_S, Role, Supervisor
+from jobs.settings import Settings
+
+_ANY_HOST: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+_WORKER_STOP_LIMIT_S: Final = 30.0  # the sweep under way ends first, then its rows are given back
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="Safetensors folder, GGUF file, or a name in the models folder."),
+]
+
+
+def serve(
+    model: ModelOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Run everything on this machine: server, intake, worker and, unless one is set, Valkey."""
+    settings = Settings.from_environment()
+    settings = dataclasses.replace(
+        settings,
+        model=model or settings.model,
+        host=host or settings.host,
+        port=settings.port if port is None else port,
+    )
+    with contextlib.suppress(KeyboardInterrupt), running(settings) as freight:
+        say(_ready_text(freight.url))
+        while True:
+            freight.check()
+            time.sleep(POLL_S)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Freight at work; `check` is to be called now and then, it restarts what died."""
+
+    url: str
+    check: Callable[[], None]
+
+
+@contextlib.contextmanager
+def running(settings: Settings) -> Iterator[Running]:
+    """Start every role and wait until all work; stop them, in order, at the end.
+
+    SIGTERM and SIGHUP become KeyboardInterrupt, as SIGINT is, and unwind the same way. A second
+    one cuts the stop short: the children are tethered and die with this process.
+    """
+    from cli.valkey import embedded_valkey  # noqa: PLC0415 (redis is slow to import)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    settings = dataclasses.replace(settings, model=str(find_model(settings)))
+    _check_address(settings)
+    with contextlib.ExitStack() as stack:
+        if settings.redis_url is None:
+            say(f"starting Valkey in {settings.state_dir / 'valkey'}")
+            url = stack.enter_context(embedded_valkey(settings.state_dir))
+            settings = dataclasses.replace(settings, redis_url=url)
+        supervisor = Supervisor(
+            roles(settings),
+            # Passed on, not read: children need PATH, HOME and the like.
+            environment={**os.environ, **settings.to_environment()},  # noqa: TID251
+            logs_dir=settings.state_dir / "logs",
+            report=say,
+        )
+        stack.callback(say, "stopped")
+        stack.callback(supervisor.stop)
+        say(f"starting server, intake and worker; logs in {settings.state_dir / 'logs'}")
+        say(f"loading {settings.model}")
+        supervisor.start()
+        supervisor.await_ready()
+        yield Running(url=_url(settings), check=supervisor.check)
+        say("stopping")
+
+
+def roles(settings: Settings) -> tuple[Role, ...]:
+    """The children, in the order in which they are stopped."""
+    from cli.presence import process_is_present  # noqa: PLC0415 (rq is slow to import)
+
+    assert settings.redis_url is not None
+    is_listening = process_is_present(settings.redis_url)
+    return (
+        Role(name="server", command=_command("server"), is_ready=_server_probe(settings)),
+        Role(name="intake", command=_command("intake"), is_ready=is_listening),
+        Role(
+            name="worker",
+            command=_command("worker"),
+            is_ready=is_listening,
+            stop_limit_s=_WORKER_STOP_LIMIT_S,
+        ),
+    )
+
+
+def _command(role: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "cli.main", role)
+
+
+def _server_probe(settings: Settings) -> Callable[[int], bool]:
+    host = _ANY_HOST.get(settings.host, settings.host)
+
+    def answers(process_id: int) -> bool:
+        connection = http.client.HTTPConnection(host, settings.port, timeout=2.0)
+        with contextlib.closing(connection):
+            try:
+                connection.request("GET", "/healthz")
+                return connection.getresponse().status == http.HTTPStatus.OK
+            except (OSError, http.client.HTTPException):
+                return False
+
+    return answers
+
+
+def _check_address(settings: Settings) -> None:
+    """Refuse a taken port at once; the server would only say so after some restarts."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; "
+                "choose another with --host and --port"
+            ) from error
+
+
+def _url(settings: Settings) -> str:
+    host = _ANY_HOST.get(settings.host, settings.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+def _ready_text(url: str) -> str:
+    return (
+        f"\nFreight is ready at {url}/v1 (Ctrl-C stops it)\n"
+        f"  freight submit requests.jsonl --url {url}\n"
+        f'  python: OpenAI(base_url="{url}/v1", api_key="none")\n'
+    )

@@ -1,0 +1,47 @@
+"""The application: opens what the routes stand on, and puts the routes together."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI
+
+from jobs.ledger.ledger import Ledger
+from jobs.openai import ErrorEnvelope
+from jobs.settings import Settings
+from jobs.stores import STORES
+from server.bell import Bell
+from server.deps import Services
+from server.errors import install_handlers
+from server.request_log import RequestLog
+from server.routes import ROUTES
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ledger, store and bell are opened when it starts and closed when it stops."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        with contextlib.ExitStack() as stack:
+            ledger = stack.enter_context(contextlib.closing(Ledger.open(settings.ledger_url)))
+            files = STORES["folder"].open(settings.files_dir)
+            bell = stack.enter_context(contextlib.closing(Bell.open(settings.redis_url)))
+            yield {
+                "services": Services(settings=settings, ledger=ledger, files=files, bell=bell),
+            }
+
+    app = FastAPI(
+        title="Freight",
+        summary="An OpenAI-compatible batch-job server",
+        version="0.1.0",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": ErrorEnvelope}, "5XX": {"model": ErrorEnvelope}},
+    )
+    for router in ROUTES:
+        app.include_router(router)
+    install_handlers(app, [route for router in ROUTES for route in router.routes])
+    app.add_middleware(RequestLog)
+    return app

@@ -1,0 +1,161 @@
+"""How refusals and faults become HTTP: one table, and handlers that leave no framework default."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+
+from jobs.errors import (
+    ConflictError,
+    FreightError,
+    InvalidRequestError,
+    LedgerError,
+    NotFoundError,
+    RequestError,
+    TooLargeError,
+)
+from jobs.openai import ErrorBody, ErrorEnvelope
+from server import refusals
+
+_INVALID: Final = "invalid_request_error"
+_SERVER: Final = "server_error"
+
+
+class RangeError(RequestError):
+    """No byte of the asked range is in the file."""
+
+    def __init__(self, message: str, *, num_bytes: int) -> None:
+        super().__init__(message)
+        self.num_bytes = num_bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    status: int
+    type: str = _INVALID
+
+
+_ANSWERS: Final[Mapping[type[Exception], _Answer]] = {
+    InvalidRequestError: _Answer(status=400),
+    NotFoundError: _Answer(status=404),
+    ConflictError: _Answer(status=409),
+    TooLargeError: _Answer(status=413),
+    RangeError: _Answer(status=416),
+    LedgerError: _Answer(status=503, type=_SERVER),
+    SQLAlchemyError: _Answer(status=503, type=_SERVER),
+}
+
+
+def envelope(
+    status: int,
+    message: str,
+    *,
+    kind: str = _INVALID,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The error envelope. Refusals are permanent, and clients that retry 409 are told so."""
+    body = ErrorEnvelope(error=ErrorBody(message=message, type=kind, param=param, code=code))
+    brake = {"x-should-retry": "false"} if status < 500 else {}
+    return Response(
+        # ASCII: a message may quote a lone surrogate, which has no UTF-8.
+        json.dumps(body.model_dump()).encode("ascii"),
+        status_code=status,
+        headers={**brake, **(headers or {})},
+        media_type="application/json",
+    )
+
+
+def internal_error() -> Response:
+    """Tells nothing of the fault: that is in the log, under the answer's request id."""
+    return envelope(500, "The server had an error processing your request.", kind=_SERVER)
+
+
+def install_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    handlers: dict[Any, Callable[[Request, Any], Response]] = {
+        RequestValidationError: _on_wrong_parameter,
+        HTTPException: functools.partial(_on_http_exception, routes),
+        ClientDisconnect: _on_disconnect,
+        **dict.fromkeys(_ANSWERS, _on_refusal),
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+def _on_refusal(request: Request, error: Exception) -> Response:
+    answer = next(_ANSWERS[kind] for kind in type(error).__mro__ if kind in _ANSWERS)
+    if isinstance(error, RequestError):
+        headers = {}
+        if isinstance(error, RangeError):
+            headers["content-range"] = f"bytes */{error.num_bytes}"
+        return envelope(
+            answer.status, error.message, param=error.param, code=error.code, headers=headers
+        )
+    structlog.get_logger().error("ledger unusable", error=str(error))
+    message = str(error) if isinstance(error, FreightError) else "The ledger cannot be used now."
+    return envelope(answer.status, message, kind=answer.type)
+
+
+def _on_wrong_parameter(request: Request, error: RequestValidationError) -> Response:
+    return _on_refusal(request, _refusal_of(error.errors()[0]))
+
+
+def _refusal_of(fault: Mapping[str, Any]) -> InvalidRequestError:
+    """A fault of the framework's own checks in the contract's words."""
+    param, got, limits = str(fault["loc"][-1]), fault.get("input"), fault.get("ctx", {})
+    match fault["type"]:
+        case "missing":
+            return refusals.missing(param)
+        case "greater_than_equal":
+            return refusals.below_minimum(param, limits["ge"], got)
+        case "less_than_equal":
+            return refusals.above_maximum(param, limits["le"], got)
+        case "int_parsing" | "int_parsing_size" | "int_from_float" | "int_type":
+            return refusals.wrong_type(param, "an integer", got)
+        case "literal_error":
+            supported = [part.strip("'") for part in limits["expected"].split(" or ")]
+            return refusals.unsupported(str(got), param, supported)
+        case _:
+            message = f"Invalid value for '{param}'."
+            return InvalidRequestError(message, param=param, code="invalid_value")
+
+
+def _on_http_exception(
+    routes: Sequence[BaseRoute], request: Request, error: HTTPException
+) -> Response:
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 405:
+        allowed = ", ".join(sorted(_allowed_methods(routes, request)))
+        message = f"Method not allowed ({where}). Allowed: {allowed}."
+        return envelope(405, message, code="method_not_allowed", headers={"allow": allowed})
+    if error.status_code == 404:
+        return envelope(404, f"Invalid URL ({where})")
+    kind = _INVALID if error.status_code < 500 else _SERVER
+    return envelope(error.status_code, HTTPStatus(error.status_code).phrase, kind=kind)
+
+
+def _allowed_methods(routes: Sequence[BaseRoute], request: Request) -> set[str]:
+    # Each route knows only its own methods; several share a path.
+    return {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+
+
+def _on_disconnect(request: Request, error: ClientDisconnect) -> Response:
+    # Nobody is there to read it; the log line has its status.
+    return envelope(400, "The client went away before its request was complete.")

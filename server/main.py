@@ -1,0 +1,42 @@
+"""Starts the HTTP server of one process, with its log; supervision is someone else's."""
+
+import logging
+import sys
+from typing import Final
+
+import structlog
+import uvicorn
+
+from jobs.settings import Settings
+from server.app import create_app
+
+# Longer than clients keep a connection: the side that is sending must be the one that closes.
+_KEEP_ALIVE_S: Final = 75
+_SHUTDOWN_S: Final = 10
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM; running requests get some seconds to finish."""
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    )
+    log = structlog.get_logger()
+    if settings.redis_url is None:
+        log.warning("no FREIGHT_REDIS_URL: batches are recorded, but nobody is rung for them")
+    log.info("serving", host=settings.host, port=settings.port, state_dir=str(settings.state_dir))
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
+
+
+if __name__ == "__main__":
+    run(Settings.from_environment())

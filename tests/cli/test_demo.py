@@ -1,0 +1,66 @@
+"""The demo's input is what it claims to be, and its verdict is strict."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cli.demo import Figures, is_conserved
+from cli.demo_input import demo_requests, write_demo_input
+from jobs.batch import Endpoint
+from jobs.line import parse_request_line
+
+
+def _num_characters(request: Mapping[str, Any]) -> int:
+    return sum(len(message["content"]) for message in request["body"]["messages"])
+
+
+def test_every_line_is_a_valid_request_with_its_own_id(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    num_requests = write_demo_input(path, model="some-model")
+    lines = path.read_bytes().splitlines()
+    assert num_requests == len(lines) >= 120
+    parsed = [
+        parse_request_line(line, line=number, endpoint=Endpoint.CHAT_COMPLETIONS)
+        for number, line in enumerate(lines, start=1)
+    ]
+    assert all(faults == [] for _, faults in parsed)
+    assert len({request.custom_id for request, _ in parsed if request}) == num_requests
+
+
+def test_lengths_are_clearly_unequal() -> None:
+    requests = list(demo_requests("some-model"))
+    sizes = sorted(map(_num_characters, requests))
+    assert sizes[-1] > 15 * sizes[0]
+    assert sizes[len(sizes) // 2] > 2 * sizes[len(sizes) // 10]
+    assert {request["body"]["max_tokens"] for request in requests} == {16, 24, 32, 64, 96}
+
+
+def test_the_input_is_the_same_at_every_call_and_greedy() -> None:
+    requests = list(demo_requests("some-model"))
+    assert requests == list(demo_requests("some-model"))
+    assert {request["body"]["temperature"] for request in requests} == {0}
+
+
+def _answer(custom_id: str, status_code: int = 200) -> dict[str, Any]:
+    usage = {"prompt_tokens": 30, "completion_tokens": 10}
+    response = {"status_code": status_code, "body": {"usage": usage}}
+    return {"custom_id": custom_id, "response": response, "error": None}
+
+
+def test_only_one_answer_to_each_request_is_conservation() -> None:
+    asked = [{"custom_id": "a"}, {"custom_id": "b"}]
+    assert is_conserved(asked, [_answer("b"), _answer("a")])
+    assert not is_conserved(asked, [_answer("a")])
+    assert not is_conserved(asked, [_answer("a"), _answer("a"), _answer("b")])
+    assert not is_conserved(asked, [_answer("a"), _answer("c")])
+    assert not is_conserved(asked, [_answer("a"), _answer("b", status_code=400)])
+
+
+def test_figures_count_what_the_output_says() -> None:
+    figures = Figures.of([_answer("a"), _answer("b")], wall_s=2.0)
+    text = figures.as_text()
+    assert "2 lines answered in 2.0 s" in text
+    assert "10.0 /s" in text, "20 output tokens"
+    assert "40.0 /s" in text, "80 tokens in all"
+    assert json.dumps([figures.input_tokens, figures.output_tokens]) == "[60, 20]"

@@ -1,0 +1,216 @@
+"""`freight run`: the worker's own parts around a fake engine; cut short, resumed, exact."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import worker.model
+from cli.errors import StartError
+from cli.offline import OfflineRun, Tally, open_batch
+from cli.result_files import ResultPaths, open_results
+from cli.run import answer_file
+from engine.config import Completion, FinishReason, Prompt
+from engine.errors import EngineError, PromptError
+from jobs.ledger.ledger import Model
+from jobs.settings import Settings
+from worker.render import Renderer
+
+_REFUSED_TOKEN = 13
+
+
+class _Cut(Exception):
+    """The run is cut short here."""
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Report:
+    num_sweeps: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"num_sweeps": self.num_sweeps}
+
+
+class _NoText:
+    """The tokenizer of a checkpoint that has none."""
+
+    has_chat_template = False
+    vocab_size = 1000
+
+    def encode(self, text: str) -> list[int]:
+        raise EngineError("no tokenizer")
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        raise EngineError("no chat template")
+
+
+class _FakeEngine:
+    """Finishes the oldest row at each sweep; the text is the prompt's ids."""
+
+    block_rows = 3
+    max_context_tokens = 100
+
+    def __init__(self, *, most_sweeps: int | None = None) -> None:
+        self.rows: list[Prompt] = []
+        self.most_rows = 0
+        self.closed = False
+        self._most_sweeps = most_sweeps
+        self._report = _Report()
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+    def check(self, prompt: Prompt) -> None:
+        if _REFUSED_TOKEN in prompt.token_ids:
+            raise PromptError("an unlucky token", code="unlucky", param="prompt")
+
+    def submit(self, prompt: Prompt) -> None:
+        self.rows.append(prompt)
+        self.most_rows = max(self.most_rows, self.num_rows)
+
+    def cancel(self, key: str) -> None:
+        raise NotImplementedError
+
+    def sweep(self) -> list[Completion]:
+        if self._report.num_sweeps == self._most_sweeps:
+            raise _Cut
+        self._report.num_sweeps += 1
+        row = self.rows.pop(0)
+        return [
+            Completion(
+                key=row.key,
+                token_ids=(1, 2),
+                text=" ".join(map(str, row.token_ids)),
+                finish_reason=FinishReason.LENGTH,
+                num_prompt_tokens=len(row.token_ids),
+                num_generated=2,
+            )
+        ]
+
+    def report(self) -> _Report:
+        return self._report
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _write(path: Path, prompts: Sequence[object]) -> Path:
+    lines = [
+        {
+            "custom_id": f"line-{number}",
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"model": "any", "prompt": prompt, "max_tokens": 4, "temperature": 0},
+        }
+        for number, prompt in enumerate(prompts)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def _read(path: Path) -> list[Mapping[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def _run(source: Path, out: Path, engine: _FakeEngine, *, resume: bool = False) -> Tally:
+    settings = Settings(state_dir=source.parent)
+    batch = open_batch(source, settings)
+    renderer = Renderer(tokenizer=_NoText(), max_context_tokens=engine.max_context_tokens)
+    with open_results(ResultPaths.beside(source, out), resume=resume) as files:
+        run = OfflineRun(batch, engine=engine, renderer=renderer, files=files)
+        run.go(lambda tally: None)
+    return run.tally
+
+
+def test_every_line_is_answered_and_the_block_kept_full(tmp_path: Path) -> None:
+    source = _write(tmp_path / "in.jsonl", [[number, 50] for number in range(8)])
+    engine = _FakeEngine()
+    tally = _run(source, tmp_path / "out.jsonl", engine)
+    answers = _read(tmp_path / "out.jsonl")
+    assert [answer["custom_id"] for answer in answers] == [f"line-{n}" for n in range(8)]
+    assert answers[7]["response"]["body"]["choices"][0]["text"] == "7 50"
+    assert answers[7]["response"]["body"]["usage"]["total_tokens"] == 4
+    assert (tally.num_answered, tally.output_tokens) == (8, 16)
+    assert engine.most_rows == engine.block_rows
+    assert not (tmp_path / "out.errors.jsonl").exists()
+
+
+def test_lines_that_cannot_run_are_errors_beside_the_output(tmp_path: Path) -> None:
+    prompts = ["text without a tokenizer", [_REFUSED_TOKEN], [7]]
+    source = _write(tmp_path / "in.jsonl", prompts)
+    tally = _run(source, tmp_path / "out.jsonl", _FakeEngine())
+    assert (tally.num_answered, tally.num_refused) == (1, 2)
+    first, second = _read(tmp_path / "out.errors.jsonl")
+    assert (first["custom_id"], first["response"]["status_code"]) == ("line-0", 400)
+    assert second["response"]["body"]["error"]["code"] == "unlucky"
+
+
+def test_a_run_that_was_cut_short_is_resumed_with_each_line_once(tmp_path: Path) -> None:
+    source = _write(tmp_path / "in.jsonl", [[number] for number in range(6)])
+    out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    with pytest.raises(_Cut):
+        _run(source, out, _FakeEngine(most_sweeps=3))
+    assert len(_read(out)) == 3, "each result is in the file before the next sweep"
+    with out.open("ab") as file:
+        file.write(b'{"id": "batch_req_torn", "custom_')
+    tally = _run(source, out, _FakeEngine(), resume=True)
+    assert (tally.num_skipped, tally.num_answered) == (3, 3)
+    _run(source, whole, _FakeEngine())
+    untimed = [
+        [(line["id"], line["custom_id"], line["response"]["body"]["choices"]) for line in _read(p)]
+        for p in (out, whole)
+    ]
+    assert untimed[0] == untimed[1]
+
+
+def test_an_output_that_is_there_is_not_written_over(tmp_path: Path) -> None:
+    source = _write(tmp_path / "in.jsonl", [[1]])
+    (tmp_path / "out.jsonl").write_text("dear to somebody\n")
+    with pytest.raises(StartError, match="--resume"):
+        _run(source, tmp_path / "out.jsonl", _FakeEngine())
+    with pytest.raises(StartError, match="line 1 is no result"):
+        _run(source, tmp_path / "out.jsonl", _FakeEngine(), resume=True)
+    assert (tmp_path / "out.jsonl").read_text() == "dear to somebody\n"
+
+
+def test_a_file_with_faults_is_refused_with_all_of_them(tmp_path: Path) -> None:
+    source = _write(tmp_path / "in.jsonl", [[1], [2]])
+    source.write_text(source.read_text().replace("line-1", "line-0") + "not json\n")
+    with pytest.raises(StartError) as caught:
+        open_batch(source, Settings(state_dir=tmp_path))
+    assert "line 2: The custom_id 'line-0'" in str(caught.value)
+    assert "line 3: This line is not parseable" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]\n", '{"body": 3}\n', "\x00"])
+def test_files_that_are_no_requests_are_refused(tmp_path: Path, content: str) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(content)
+    with pytest.raises(StartError, match="cannot run"):
+        open_batch(source, Settings(state_dir=tmp_path))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"cannot read .*nothing\.jsonl"):
+        open_batch(tmp_path / "nothing.jsonl", Settings(state_dir=tmp_path))
+
+
+def test_the_command_loads_shows_and_closes_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = _FakeEngine()
+    model = Model(id="any", created_at=1, max_context_tokens=100)
+    renderer = Renderer(tokenizer=_NoText(), max_context_tokens=100)
+    monkeypatch.setattr(worker.model, "load_engine", lambda settings: engine)
+    monkeypatch.setattr(worker.model, "served_model", lambda settings: model)
+    monkeypatch.setattr(worker.model, "load_renderer", lambda *_, **__: renderer)
+    source = _write(tmp_path / "in.jsonl", [[1], [2]])
+    paths = ResultPaths.beside(source, tmp_path / "out.jsonl")
+    tally = answer_file(source, paths, Settings(state_dir=tmp_path), resume=False)
+    assert tally.num_answered == 2
+    assert engine.closed
+    assert "num_sweeps: 2" in capsys.readouterr().err

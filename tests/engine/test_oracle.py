@@ -1,0 +1,155 @@
+"""The oracle: greedy tokens equal the library's own `generate`, one prompt at a time, unpadded."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from engine.config import Budgets, Completion, Prompt, Sampling
+from engine.engine import Engine
+from engine.planning.planners.base import Wishes
+from engine.planning.planners.fixed import plan_fixed
+from engine.planning.policy import Policy
+from engine.planning.shape import ModelShape
+from tests.support.policies import streaming
+from tests.support.tiny_models import TINY_MODELS, VOCAB_SIZE, write_tiny_model
+
+GIB = 2**30
+
+# Each composition forces another part of the schedule.
+COMPOSITIONS = {
+    "one block": {},
+    "refill and chunked prefill": {"block_rows": 3, "sweep_tokens": 7, "micro_batch_tokens": 5},
+    "pages run short": {"block_rows": 6, "sweep_tokens": 40, "micro_batch_tokens": 16},
+}
+SHORT_OF_PAGES = 144  # tokens of KV in the last composition: about two of the rows below
+
+PLACEMENTS = {"resident": 1.0, "half streamed": 0.5, "streamed": 0.0}
+
+
+def ragged_prompts(seed: int = 0) -> list[Prompt]:
+    draw = random.Random(seed)
+    return [
+        Prompt(
+            key=str(index),
+            token_ids=tuple(
+                draw.randrange(2, VOCAB_SIZE) for _ in range(draw.choice((1, 2, 9, 17, 40, 66)))
+            ),
+            sampling=Sampling(max_tokens=draw.choice((1, 5, 20, 50, 75))),
+        )
+        for index in range(9)
+    ]
+
+
+def oracle_tokens(model: Any, prompt: Prompt) -> tuple[tuple[int, ...], bool]:
+    """The library's greedy continuation without its end-of-sequence token, and whether it had one."""
+    ids = torch.tensor([prompt.token_ids])
+    answer = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=prompt.sampling.max_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    tokens = answer[0, ids.shape[1] :].tolist()
+    ended = tokens[-1] == model.generation_config.eos_token_id
+    return tuple(tokens[:-1] if ended else tokens), ended
+
+
+@pytest.fixture(scope="module", params=list(TINY_MODELS))
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny checkpoint of each type, with the oracle's answers to the ragged prompts."""
+    folder = write_tiny_model(tmp_path_factory.mktemp("model"), request.param)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    expected = {prompt.key: oracle_tokens(model, prompt) for prompt in ragged_prompts()}
+    return folder, expected
+
+
+@pytest.mark.parametrize("placement", list(PLACEMENTS))
+@pytest.mark.parametrize("composition", list(COMPOSITIONS))
+def test_greedy_tokens_equal_generate(
+    tiny: tuple[Path, dict[str, tuple[tuple[int, ...], bool]]],
+    tmp_path: Path,
+    placement: str,
+    composition: str,
+) -> None:
+    folder, expected = tiny
+    torch.set_num_threads(1)  # tensors this small only wait for one another
+
+    def policy(shape: ModelShape, budgets: Budgets) -> Policy:
+        changes: dict[str, Any] = dict(COMPOSITIONS[composition])
+        if composition == "pages run short":
+            changes["kv_bytes"] = SHORT_OF_PAGES * shape.kv_bytes_per_token
+        return streaming(PLACEMENTS[placement], **changes)(shape, budgets)
+
+    budgets = Budgets(gpu_bytes=0, host_bytes=GIB, disk_bytes=GIB, spill_dir=tmp_path)
+    with Engine.load(folder, budgets=budgets, policy=policy) as engine:
+        found = {completion.key: completion for completion in engine.generate(ragged_prompts())}
+        report = engine.report()
+    assert found.keys() == expected.keys()
+    for key, (tokens, ended) in expected.items():
+        assert found[key].token_ids == tokens, key
+        assert found[key].finish_reason == ("stop" if ended else "length"), key
+    if composition == "pages run short":
+        assert report.preempted_rows > 0, "the pool was meant to be too small"
+    assert (report.weights_streamed_bytes > 0) == (placement != "resident")
+
+
+REAL_PROMPTS = (
+    "What is the capital of France?",
+    "Name three colours.",
+    "Explain in two sentences why ships use containers.",
+    "Write a haiku about a freight train.",
+    "Summarise: The quick brown fox jumps over the lazy dog. The dog does not mind. The fox is gone.",
+    "What is 17 + 25?",
+    "List the days of the week.",
+    "Translate to French: good morning.",
+)
+
+
+def _real_answers(
+    source: Path, tmp_path: Path, *, host_bytes: int
+) -> tuple[dict[str, Completion], list[Prompt], int]:
+    budgets = Budgets(gpu_bytes=0, host_bytes=host_bytes, disk_bytes=4 * GIB, spill_dir=tmp_path)
+
+    def policy(shape: ModelShape, budgets: Budgets) -> Policy:
+        return plan_fixed(shape, budgets, Wishes(block_rows=6, sweep_tokens=64))
+
+    with Engine.load(source, budgets=budgets, policy=policy) as engine:
+        prompts = [
+            Prompt(
+                key=text,
+                token_ids=tuple(engine.tokenizer.render_chat([{"role": "user", "content": text}])),
+                sampling=Sampling(max_tokens=12 + 5 * index),
+            )
+            for index, text in enumerate(REAL_PROMPTS)
+        ]
+        found = {completion.key: completion for completion in engine.generate(prompts)}
+        return found, prompts, engine.policy.streamed_bytes
+
+
+@pytest.fixture(scope="module")
+def real_oracle(demo_model: Path) -> Callable[[Prompt], tuple[tuple[int, ...], bool]]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        demo_model.parent, gguf_file=demo_model.name, dtype=torch.float32
+    )
+    return lambda prompt: oracle_tokens(model, prompt)
+
+
+@pytest.mark.parametrize("host_bytes", [4 * GIB, GIB // 2], ids=["in memory", "streamed"])
+def test_the_real_model_answers_as_generate_does(
+    demo_model: Path,
+    real_oracle: Callable[[Prompt], tuple[tuple[int, ...], bool]],
+    tmp_path: Path,
+    host_bytes: int,
+) -> None:
+    found, prompts, streamed_bytes = _real_answers(demo_model, tmp_path, host_bytes=host_bytes)
+    assert (streamed_bytes > 0) == (host_bytes < GIB), "the small budget is to force streaming"
+    for prompt in prompts:
+        tokens, ended = real_oracle(prompt)
+        assert found[prompt.key].token_ids == tokens, prompt.key
+        assert found[prompt.key].finish_reason == ("stop" if ended else "length")

@@ -1,0 +1,109 @@
+"""An engine and a tokenizer without a model: a completion depends on its prompt alone."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.config import Completion, FinishReason, Prompt
+from engine.errors import EngineError, PromptError
+
+POISON = 666
+"""A prompt that holds this token makes every sweep it is in raise."""
+
+
+class FakeTokenizer:
+    """One token a byte; a message is its role's first letter and its content."""
+
+    vocab_size = 1_000
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        text = "".join(f"{message['role'][0]}{message['content']}" for message in messages)
+        if "refuse me" in text:
+            raise EngineError("the chat template refuses the messages")
+        return self.encode(text)
+
+
+class FakeReport:
+    def __init__(self, num_sweeps: int) -> None:
+        self.num_sweeps = num_sweeps
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"num_sweeps": self.num_sweeps}
+
+
+class FakeEngine:
+    """One token a row and sweep. `witness` gets a line for each prompt that is submitted."""
+
+    def __init__(
+        self,
+        *,
+        block_rows: int = 64,
+        max_context_tokens: int = 256,
+        sweep_s: float = 0.0,
+        witness: Path | None = None,
+        raises_always: bool = False,
+    ) -> None:
+        self.block_rows = block_rows
+        self.max_context_tokens = max_context_tokens
+        self.num_sweeps = 0
+        self.largest_block = 0
+        self._sweep_s = sweep_s
+        self._witness = witness
+        self._raises_always = raises_always
+        self._rows: dict[str, tuple[Prompt, list[int]]] = {}
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    def check(self, prompt: Prompt) -> None:
+        if len(prompt.token_ids) >= self.max_context_tokens:
+            raise PromptError("too long", code="context_length_exceeded", param="prompt")
+
+    def submit(self, prompt: Prompt) -> None:
+        assert prompt.key not in self._rows
+        self._rows[prompt.key] = (prompt, [])
+        if self._witness is not None:
+            with self._witness.open("a") as stream:
+                stream.write(f"{json.dumps([prompt.key, list(prompt.token_ids)])}\n")
+
+    def cancel(self, key: str) -> None:
+        self._rows.pop(key, None)
+
+    def sweep(self) -> list[Completion]:
+        time.sleep(self._sweep_s)
+        block = dict(list(self._rows.items())[: self.block_rows])
+        if self._raises_always or any(POISON in prompt.token_ids for prompt, _ in block.values()):
+            raise RuntimeError("the device is gone")
+        self.num_sweeps += 1
+        self.largest_block = max(self.largest_block, len(block))
+        for prompt, tokens in block.values():
+            tokens.append(97 + (sum(prompt.token_ids) + len(tokens)) % 26)
+        done = [key for key, (prompt, tokens) in block.items() if _is_done(prompt, tokens)]
+        return [_completion(*self._rows.pop(key)) for key in done]
+
+    def report(self) -> FakeReport:
+        return FakeReport(self.num_sweeps)
+
+    def close(self) -> None:
+        self._rows.clear()
+
+
+def _is_done(prompt: Prompt, tokens: list[int]) -> bool:
+    return len(tokens) >= prompt.sampling.max_tokens
+
+
+def _completion(prompt: Prompt, tokens: list[int]) -> Completion:
+    return Completion(
+        key=prompt.key,
+        token_ids=tuple(tokens),
+        text=bytes(tokens).decode(),
+        finish_reason=FinishReason.LENGTH,
+        num_prompt_tokens=len(prompt.token_ids),
+        num_generated=len(tokens),
+    )

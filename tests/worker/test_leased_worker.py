@@ -1,0 +1,70 @@
+"""The lease: it lives with its worker, ends with it, and ends when work stalls."""
+
+import dataclasses
+import os
+import signal
+import time
+
+from redis import Redis
+from rq import Queue
+from rq.utils import import_attribute
+
+from jobs.batch import BatchStatus
+from jobs.queue import BLOCK_QUEUE, FINALIZE_TASK, INTAKE_QUEUE, SHARD_TASK, VALIDATE_TASK
+from tests.support.box import Box, completion_line
+from tests.support.valkey import running_valkey
+
+
+def test_the_task_names_resolve() -> None:
+    for name in (VALIDATE_TASK, FINALIZE_TASK, SHARD_TASK):
+        assert callable(import_attribute(name))
+
+
+def test_a_sweep_far_longer_than_the_lease_keeps_its_shards(box: Box) -> None:
+    batch_id = box.add([completion_line(0, max_tokens=1)])
+    with box.running("intake"), box.running("worker", sweep_s=2.8):
+        box.until(lambda: box.queue.started_job_registry.count == 1)
+        assert box.wait(batch_id).request_counts.completed == 1
+    assert len(box.submitted()) == 1
+
+
+def test_a_stalled_worker_ends_itself(box: Box) -> None:
+    box.settings = dataclasses.replace(box.settings, stall_s=1.0)
+    batch_id = box.add([completion_line(0, max_tokens=1)])
+    with box.running("intake"):
+        with box.running("worker", sweep_s=600) as worker:
+            assert worker.wait(20) == 70
+        with box.running("worker"):
+            assert box.wait(batch_id).status is BatchStatus.COMPLETED
+
+
+def test_a_task_that_raises_is_failed_once_and_rung_again_later(box: Box) -> None:
+    batch_id = box.add([completion_line(0)])
+    box.store.delete(f"input-{batch_id}")
+    (box.settings.files_dir / f"input-{batch_id}").mkdir()  # reading it raises
+    with box.running("intake"):
+        failed = Queue(INTAKE_QUEUE, connection=box.redis).failed_job_registry
+        box.until(lambda: failed.get_job_ids() == [f"validate-{batch_id}"])
+        (box.settings.files_dir / f"input-{batch_id}").rmdir()
+        assert box.wait(batch_id).status is BatchStatus.FAILED
+
+
+def test_roles_outlive_their_redis(box: Box) -> None:
+    with running_valkey() as url:
+        other = Box(box.settings.state_dir.parent, url)
+        batch_id = other.add([completion_line(index, max_tokens=50) for index in range(8)])
+        with other.running("intake") as intake, other.running("worker", sweep_s=0.03) as worker:
+            other.until(lambda: other.queue.started_job_registry.count == 2)
+            redis: Redis = other.redis
+            pid = redis.info("server")["process_id"]
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.5)
+            os.kill(pid, signal.SIGCONT)
+            redis.client_kill_filter(_type="normal", skipme=True)
+            redis.client_kill_filter(_type="pubsub")
+            assert other.wait(batch_id).request_counts.completed == 8
+            later = other.add([completion_line(0)])
+            assert other.wait(later).request_counts.completed == 1
+            assert (intake.poll(), worker.poll()) == (None, None)
+        assert Queue(BLOCK_QUEUE, connection=redis).started_job_registry.count == 0
+        other.close()

@@ -1,0 +1,209 @@
+"""Shards in, recorded lines out: what the worker holds of which batches, and what became of it.
+
+Knows the ledger and the block; nothing of the queue that the shards came by.
+"""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import BinaryIO, Final
+
+import structlog
+
+from engine.config import Completion
+from engine.errors import PromptError
+from jobs.batch import Batch, BatchStatus
+from jobs.errors import InvalidRequestError, RequestError
+from jobs.ledger.ledger import Ledger
+from jobs.line import (
+    LineRecord,
+    ResultRecord,
+    completed_result,
+    parse_request_line,
+    refused_result,
+)
+from jobs.stores.base import FileStore
+from worker.block import Block, Swept
+from worker.model import Engine
+from worker.render import Renderer, error_body, parse_row_key, response_body, row_key
+
+log: Final = structlog.get_logger(__name__)
+ShardKey = tuple[str, int]
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class HeldShard:
+    """A claimed shard and its lines without a result. `is_given_up`: the ledger has to wait."""
+
+    batch: Batch
+    index: int
+    pending: dict[int, LineRecord]
+    is_given_up: bool = False
+    is_last: bool = False
+
+    @property
+    def key(self) -> ShardKey:
+        return self.batch.id, self.index
+
+
+class Accumulator:
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        ledger: Ledger,
+        store: FileStore,
+        renderer: Renderer,
+        model_id: str,
+    ) -> None:
+        self._engine = engine
+        self._block = Block(engine)
+        self._ledger = ledger
+        self._store = store
+        self._renderer = renderer
+        self._model_id = model_id
+        self._shards: dict[ShardKey, HeldShard] = {}
+        self._shard_of: dict[str, HeldShard] = {}  # by row key
+
+    @property
+    def num_rows(self) -> int:
+        return self._block.num_rows
+
+    def rows_by_batch(self) -> dict[str, int]:
+        rows: Counter[str] = Counter()
+        for shard in self._shards.values():
+            rows[shard.batch.id] += len(shard.pending)
+        return {batch_id: num for batch_id, num in rows.items() if num}
+
+    def take(self, key: ShardKey, *, on_last_try: bool = False) -> None:
+        """Put the shard's unsettled lines into the block. Raises NotFoundError for no such batch."""
+        batch_id, index = key
+        batch = self._batch(batch_id)
+        shard = HeldShard(batch=batch, index=index, pending={})
+        if batch.model != self._model_id or batch_id not in self._running([batch]):
+            self._shards[key] = dataclasses.replace(shard, is_given_up=True)
+            return
+        with self._store.read(batch.input_blob) as stream:
+            lines = self._ledger.lines.unsettled(batch_id, index)
+            shard.pending = {line.index: line for line in lines}
+            self._shards[key] = shard
+            self._shard_of |= {row_key(batch_id, line.index): shard for line in lines}
+            refusals = [
+                self._submit(shard, line, stream, on_last_try=on_last_try) for line in lines
+            ]
+        self._settle([refusal for refusal in refusals if refusal is not None])
+
+    def sweep(self) -> Swept:
+        return self._block.sweep()
+
+    def record(self, swept: Swept) -> int:
+        """Commit all that the sweep settled, in one transaction; how many lines."""
+        found = [self._completed(completion) for completion in swept.completions]
+        found += [self._blamed(key) for key in swept.blamed]
+        results = [result for result in found if result is not None]
+        self._settle(results)
+        return len(results)
+
+    def drop_ended(self) -> None:
+        """Leave lines of batches that were cancelled, expired or ended otherwise."""
+        running = self._running([shard.batch for shard in self._shards.values()])
+        for shard in self._shards.values():
+            if shard.batch.id not in running:
+                self._drop_rows(shard)
+
+    def drop(self, key: ShardKey) -> None:
+        """Leave the shard as it is in the ledger; somebody will come for it again."""
+        self._drop_rows(self._shards.pop(key))
+
+    def pop_done(self) -> list[HeldShard]:
+        """Shards with nothing left to do, marked done in the ledger unless given up."""
+        done = [shard for shard in self._shards.values() if not shard.pending]
+        for shard in done:
+            if not shard.is_given_up:
+                shard.is_last = self._ledger.lines.finish_shard(shard.batch.id, shard.index)
+            del self._shards[shard.key]
+        return done
+
+    def _batch(self, batch_id: str) -> Batch:
+        for shard in self._shards.values():
+            if shard.batch.id == batch_id:
+                return shard.batch  # a batch's counts are dear; nothing here looks at them
+        return self._ledger.batches.get(batch_id)
+
+    def _running(self, batches: Iterable[Batch]) -> set[str]:
+        """Ids of those whose lines are still wanted."""
+        now = time.time()
+        in_time = {batch.id for batch in batches if batch.expires_at > now}
+        statuses = self._ledger.batches.statuses(in_time)
+        return {id_ for id_, status in statuses.items() if status is BatchStatus.IN_PROGRESS}
+
+    def _submit(
+        self, shard: HeldShard, line: LineRecord, stream: BinaryIO, *, on_last_try: bool
+    ) -> ResultRecord | None:
+        """The refusal, if the line cannot run."""
+        stream.seek(line.offset_bytes)
+        raw = stream.read(line.num_bytes)
+        request, _ = parse_request_line(raw, line=line.index, endpoint=shard.batch.endpoint)
+        assert request is not None, f"{shard.batch.id}: a validated line {line.index} is none"
+        try:
+            prompt = self._renderer.prompt(shard.batch, line.index, request.body)
+            self._engine.check(prompt)
+        except PromptError as error:
+            refusal: RequestError = InvalidRequestError(
+                str(error), param=error.param, code=error.code
+            )
+        except RequestError as error:
+            refusal = error
+        else:
+            self._block.submit(prompt, on_last_try=on_last_try)
+            return None
+        return refused_result(shard.batch.id, line, status_code=400, error=error_body(refusal))
+
+    def _drop_rows(self, shard: HeldShard) -> None:
+        for index in shard.pending:
+            self._block.cancel(row_key(shard.batch.id, index))
+            del self._shard_of[row_key(shard.batch.id, index)]
+        shard.pending = {}
+        shard.is_given_up = True
+
+    def _find(self, key: str) -> tuple[Batch, LineRecord] | None:
+        shard = self._shard_of.get(key)
+        if shard is None:
+            return None  # dropped meanwhile
+        return shard.batch, shard.pending[parse_row_key(key)[1]]
+
+    def _completed(self, completion: Completion) -> ResultRecord | None:
+        found = self._find(completion.key)
+        if found is None:
+            return None
+        batch, line = found
+        return completed_result(
+            batch.id,
+            line,
+            body=response_body(batch, line.index, completion),
+            input_tokens=completion.num_prompt_tokens,
+            output_tokens=completion.num_generated,
+        )
+
+    def _blamed(self, key: str) -> ResultRecord | None:
+        found = self._find(key)
+        if found is None:
+            return None
+        batch, line = found
+        log.error("a line breaks the engine", batch_id=batch.id, line_index=line.index)
+        error = {
+            "message": "The server had an error while processing this request.",
+            "type": "server_error",
+            "param": None,
+            "code": "server_error",
+        }
+        return refused_result(batch.id, line, status_code=500, error=error)
+
+    def _settle(self, results: list[ResultRecord]) -> None:
+        if not results:
+            return
+        self._ledger.lines.record(results)
+        for result in results:
+            shard = self._shard_of.pop(row_key(result.batch_id, result.line_index))
+            del shard.pending[result.line_index]

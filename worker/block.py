@@ -1,0 +1,118 @@
+"""The rows in the engine, and who is to blame when a sweep raises; knows no batches and no lines.
+
+After a raise the rows of the block are tried again in halves, each half apart, down to the row
+that raises alone, twice. It is blamed once another sweep has shown that the engine itself works.
+"""
+
+import dataclasses
+from collections import Counter
+from typing import Final
+
+import structlog
+
+from engine.config import Completion, Prompt
+from engine.errors import EngineError
+from worker.model import Engine
+
+log: Final = structlog.get_logger(__name__)
+_TRIES_ALONE: Final = 2
+
+
+class EngineBrokenError(EngineError):
+    """The engine raises whatever it is given: this process cannot go on."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What one sweep settled: rows that finished, and keys of rows found to break the engine."""
+
+    completions: list[Completion]
+    blamed: list[str]
+
+
+class Block:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._running: dict[str, Prompt] = {}
+        self._trials: list[list[Prompt]] = []  # groups to be run apart, the next one last
+        self._later: list[Prompt] = []  # arrived during the trials
+        self._suspects: list[str] = []  # raised alone, no proof yet that others do not
+        self._tries_alone: Counter[str] = Counter()
+        self._on_last_try: set[str] = set()
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._running) + sum(map(len, self._trials)) + len(self._later)
+
+    def submit(self, prompt: Prompt, *, on_last_try: bool = False) -> None:
+        """`on_last_try`: a process has already ended over this row's shard."""
+        if on_last_try:
+            self._on_last_try.add(prompt.key)
+        if self._on_trial():
+            self._later.append(prompt)
+        else:
+            self._enter([prompt])
+
+    def cancel(self, key: str) -> None:
+        self._engine.cancel(key)
+        self._running.pop(key, None)
+        for rows in (*self._trials, self._later):
+            rows[:] = [prompt for prompt in rows if prompt.key != key]
+        self._suspects = [suspect for suspect in self._suspects if suspect != key]
+        self._on_last_try.discard(key)
+
+    def sweep(self) -> Swept:
+        """One pass over all layers. Raises EngineBrokenError when no row can be blamed."""
+        self._enter_next_trial()
+        if not self._running:
+            return Swept(completions=[], blamed=self._blame_unproven())
+        try:
+            completions = self._engine.sweep()
+        except Exception as error:  # noqa: BLE001 - whatever it is, some row or the engine is to blame
+            log.warning("a sweep raised", num_rows=len(self._running), error=repr(error))
+            self._split(error)
+            return Swept(completions=[], blamed=[])
+        for completion in completions:
+            self._running.pop(completion.key, None)
+        blamed, self._suspects = self._suspects, []
+        return Swept(completions=completions, blamed=blamed)
+
+    def _on_trial(self) -> bool:
+        return bool(self._trials or self._suspects or self._later)
+
+    def _enter(self, prompts: list[Prompt]) -> None:
+        for prompt in prompts:
+            self._engine.submit(prompt)
+            self._running[prompt.key] = prompt
+
+    def _enter_next_trial(self) -> None:
+        while not self._running and self._trials:
+            self._enter(self._trials.pop())
+        if not self._running:  # the trials are over
+            later, self._later = self._later, []
+            self._enter(later)
+
+    def _split(self, error: Exception) -> None:
+        group = list(self._running.values())
+        for prompt in group:
+            self._engine.cancel(prompt.key)
+        self._running.clear()
+        if len(group) > 1:
+            half = len(group) // 2
+            self._trials += [group[half:], group[:half]]
+            return
+        key = group[0].key
+        self._tries_alone[key] += 1
+        if self._tries_alone[key] < _TRIES_ALONE:
+            self._trials.append(group)
+            return
+        self._suspects.append(key)
+        if len(self._suspects) > 1:
+            raise EngineBrokenError(f"the engine raises for every row: {error!r}") from error
+
+    def _blame_unproven(self) -> list[str]:
+        """Nothing else is left to try. A row over which a process has ended before is to blame."""
+        suspects, self._suspects = self._suspects, []
+        if not self._on_last_try.issuperset(suspects):
+            raise EngineBrokenError("the engine raised for its last row, and no other can tell why")
+        return suspects

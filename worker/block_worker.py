@@ -1,0 +1,184 @@
+"""The RQ worker that holds many jobs at once: their lines make one block, swept until all are done.
+
+Knows the queue's side of a shard; what is in it is the accumulator's affair.
+"""
+
+import time
+import traceback
+from typing import Final
+
+import structlog
+from redis import Redis
+from rq import Queue
+from rq.exceptions import DeserializationError
+from rq.job import Job
+from rq.worker import WorkerStatus
+
+from jobs.errors import RequestError
+from jobs.queue import BLOCK_QUEUE, SHARD_TASK, Doorbell
+from jobs.settings import Settings
+from worker.accumulator import Accumulator, ShardKey
+from worker.block import EngineBrokenError
+from worker.feed import Feeder
+from worker.leased_worker import Claim, LeasedWorker
+from worker.model import Engine
+from worker.run_report import RunReport
+
+log: Final = structlog.get_logger(__name__)
+_POLL_S: Final = 0.02
+_CLAIM_AHEAD: Final = 2  # blocks of rows held, so that a refill never waits for the queue
+_NUM_FAILURES: Final = "engine_failures"
+
+
+def run_shard(batch_id: str, shard_index: int) -> None:
+    """The task's name, for those who ring. Only a block worker can do it, and never calls this."""
+    raise RuntimeError(f"shard {shard_index} of {batch_id} came to a worker without an engine")
+
+
+class BlockWorker(LeasedWorker):
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        connection: Redis,
+        engine: Engine,
+        accumulator: Accumulator,
+        doorbell: Doorbell,
+        feeder: Feeder,
+        run_report: RunReport,
+    ) -> None:
+        super().__init__(
+            BLOCK_QUEUE, connection=connection, lease_s=settings.lease_s, stall_s=settings.stall_s
+        )
+        self._window_s = settings.accumulation_window_s
+        self._engine = engine
+        self._accumulator = accumulator
+        self._doorbell = doorbell
+        self._feeder = feeder
+        self._run_report = run_report
+        self._claims: dict[ShardKey, Claim] = {}
+        self._stopped_jobs: set[str] = set()
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Carry this shard, and all that can be claimed beside it, until none is held."""
+        try:
+            with self.despite_lost_redis():
+                self._take(job)
+            self._gather()
+            while self._claims and not self._stop_requested:
+                self._drop_ended()
+                self._sweep()
+                self._finish_done()
+                self._refill()
+        except Exception as error:  # noqa: BLE001 - engine or ledger: this process cannot go on
+            self._note_failure(error)
+        finally:
+            self._give_back()
+            self._run_report.close(self._engine.report().as_dict())
+        with self.despite_lost_redis():
+            self.set_state(WorkerStatus.IDLE)
+
+    def request_stop_execution(self, execution_id: str) -> None:
+        """An operator stops one shard; called from RQ's listening thread."""
+        execution = self.executions.get(execution_id)
+        if execution is not None:
+            self._stopped_jobs.add(execution.job_id)
+
+    def _gather(self) -> None:
+        """Wait for a full block, but for no longer than the window after the first line."""
+        deadline = time.monotonic() + self._window_s
+        while self._accumulator.num_rows < self._engine.block_rows:
+            if self._stop_requested or time.monotonic() >= deadline:
+                return
+            if not self._take_next():
+                time.sleep(_POLL_S)
+
+    def _refill(self) -> None:
+        target = _CLAIM_AHEAD * self._engine.block_rows
+        while self._accumulator.num_rows < target and self._take_next():
+            pass
+
+    def _sweep(self) -> None:
+        rows = self._accumulator.rows_by_batch()
+        if not rows:
+            return
+        swept = self._accumulator.sweep()
+        num_settled = self._accumulator.record(swept)
+        self._run_report.note(rows, num_settled=num_settled)
+        self.progressed()
+
+    def _take_next(self) -> bool:
+        """Claim one more shard; whether there was one."""
+        with self.despite_lost_redis():
+            job = self.next_job()
+            if job is None:
+                self._feeder.feed_all()
+                job = self.next_job()
+            if job is not None:
+                self._take(job)
+                return True
+        return False
+
+    def _take(self, job: Job) -> None:
+        claim = self.claim(job)
+        try:
+            key = _shard_key(job, self.start(claim))
+            held = self._claims.get(key)
+            if held is None:
+                self._accumulator.take(key, on_last_try=bool(job.meta.get(_NUM_FAILURES)))
+        except (DeserializationError, RequestError, ValueError, TypeError):
+            self.fail(claim)
+            return
+        self._claims[key] = claim
+        if held is not None:  # rung anew after Redis forgot it; its rows are in the block already
+            self.forget(held)
+
+    def _drop_ended(self) -> None:
+        self._accumulator.drop_ended()
+        for key, claim in list(self._claims.items()):
+            if claim.job.id in self._stopped_jobs:
+                self._stopped_jobs.discard(claim.job.id)
+                self._accumulator.drop(key)
+                del self._claims[key]
+                with self.despite_lost_redis():
+                    self.stop(claim)
+
+    def _finish_done(self) -> None:
+        for shard in self._accumulator.pop_done():
+            claim = self._claims.pop(shard.key)
+            with self.despite_lost_redis():
+                if shard.is_last:
+                    self._doorbell.finalize(shard.batch.id)
+                elif not shard.is_given_up:
+                    self._feeder.feed(shard.batch.id)
+                self.finish(claim)
+
+    def _give_back(self) -> None:
+        """Last claimed first, each to the front: the queue's order is as it was.
+
+        Their rows stay in the block: this process is about to end, and its engine may be broken.
+        """
+        for claim in reversed(self._claims.values()):
+            with self.despite_lost_redis():
+                self.give_back(claim)
+        self._claims.clear()
+
+    def _note_failure(self, error: Exception) -> None:
+        # As text: a rendered traceback would show its locals, and with them prompts.
+        trace = "".join(traceback.format_exception(error))
+        log.error("the worker fails", worker=self.name, error=repr(error), traceback=trace)
+        self.failure = error
+        self._stop_requested = True
+        if isinstance(error, EngineBrokenError):
+            for claim in self._claims.values():
+                claim.job.meta[_NUM_FAILURES] = claim.job.meta.get(_NUM_FAILURES, 0) + 1
+
+
+def _shard_key(job: Job, arguments: tuple[object, ...]) -> ShardKey:
+    """Raises ValueError or TypeError for what is no shard."""
+    if job.func_name != SHARD_TASK or len(arguments) != 2:
+        raise ValueError(f"{job.func_name} is not {SHARD_TASK}")
+    batch_id, shard_index = arguments
+    if not isinstance(batch_id, str) or not isinstance(shard_index, int):
+        raise TypeError(f"{arguments} name no shard")
+    return batch_id, shard_index

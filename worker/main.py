@@ -1,0 +1,180 @@
+"""Starting the two roles: handles opened, model known, then one RQ worker on one queue.
+
+A start that cannot succeed ends with one line that says why and a status that is not zero.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+from rq.exceptions import StopRequested
+
+from engine.errors import EngineError
+from jobs.errors import FreightError, SettingsError
+from jobs.ledger.ledger import Ledger
+from jobs.queue import INTAKE_QUEUE, Doorbell
+from jobs.settings import Settings
+from worker import model
+from worker.accumulator import Accumulator
+from worker.block_worker import BlockWorker
+from worker.context import IntakeContext, open_store, provide_context
+from worker.feed import Feeder
+from worker.leased_worker import LeasedWorker
+from worker.model import Engine, LoadEngine, LoadTokenizer
+from worker.reconcile import Reconciler, delete_stale_snapshots, reconcile
+from worker.run_report import RunReport
+
+log: Final = structlog.get_logger(__name__)
+_MAX_WAIT_S: Final = 5.0
+_CONNECT_TIMEOUT_S: Final = 5.0
+_INTAKE_STALL_S: Final = 3_600.0  # one task is one step, however long its file
+
+
+def run_intake(settings: Settings, *, load_tokenizer: LoadTokenizer = model.load_tokenizer) -> None:
+    """Validate, finalize and reconcile until told to stop. Raises SystemExit on failure."""
+    with _one_line_errors(), contextlib.closing(Ledger.open(settings.ledger_url)) as ledger:
+        served = model.served_model(settings)
+        ledger.models.serve(served)
+        connection = connect(settings)
+        store = open_store(settings)
+        renderer = model.load_renderer(
+            settings, load_tokenizer, max_context_tokens=served.max_context_tokens
+        )
+        provide_context(
+            IntakeContext(
+                settings=settings,
+                ledger=ledger,
+                store=store,
+                doorbell=Doorbell(connection),
+                renderer=renderer,
+                model_id=served.id,
+            )
+        )
+        delete_stale_snapshots(ledger, store)
+        with _reconciling(settings):
+            _serve(connection, lambda: _intake_worker(settings, connection))
+
+
+def run_worker(
+    settings: Settings,
+    *,
+    load_engine: LoadEngine = model.load_engine,
+    load_tokenizer: LoadTokenizer = model.load_tokenizer,
+) -> None:
+    """Sweep blocks until told to stop. Raises SystemExit on failure."""
+    with _one_line_errors(), contextlib.closing(Ledger.open(settings.ledger_url)) as ledger:
+        connection = connect(settings)
+        # Before anything is claimed: loading takes longer than a lease.
+        with contextlib.closing(load_engine(settings)) as engine:
+            renderer = model.load_renderer(
+                settings, load_tokenizer, max_context_tokens=engine.max_context_tokens
+            )
+            accumulator = Accumulator(
+                engine=engine,
+                ledger=ledger,
+                store=open_store(settings),
+                renderer=renderer,
+                model_id=model.served_model(settings).id,
+            )
+            _serve(
+                connection,
+                lambda: _block_worker(
+                    settings, connection, ledger=ledger, engine=engine, accumulator=accumulator
+                ),
+            )
+
+
+def connect(settings: Settings) -> Redis:
+    """Raises SettingsError without an address; does not wait for the server."""
+    if settings.redis_url is None:
+        raise SettingsError("FREIGHT_REDIS_URL is not set")
+    return Redis.from_url(settings.redis_url, socket_connect_timeout=_CONNECT_TIMEOUT_S)
+
+
+def _serve(connection: Redis, make_worker: Callable[[], LeasedWorker]) -> None:
+    """Run workers one after another: a new one whenever Redis was lost and is back."""
+    with contextlib.suppress(StopRequested):  # a signal while nothing runs
+        while True:
+            _wait_for(connection)
+            worker = make_worker()
+            stopped = worker.run()
+            if worker.failure is not None:
+                raise SystemExit(f"freight: {worker.failure}")
+            if stopped:
+                return
+
+
+def _wait_for(connection: Redis) -> None:
+    wait_s = 0.1
+    while True:
+        try:
+            connection.ping()
+        except RedisError as error:
+            log.warning("waiting for redis", error=str(error), wait_s=wait_s)
+            time.sleep(wait_s)
+            wait_s = min(_MAX_WAIT_S, 2 * wait_s)
+        else:
+            return
+
+
+def _intake_worker(settings: Settings, connection: Redis) -> LeasedWorker:
+    return LeasedWorker(
+        INTAKE_QUEUE, connection=connection, lease_s=settings.lease_s, stall_s=_INTAKE_STALL_S
+    )
+
+
+def _block_worker(
+    settings: Settings,
+    connection: Redis,
+    *,
+    ledger: Ledger,
+    engine: Engine,
+    accumulator: Accumulator,
+) -> BlockWorker:
+    doorbell = Doorbell(connection)
+    # One batch alone must be able to fill the block and what is claimed beside it.
+    ahead = max(settings.shards_ahead, math.ceil(2 * engine.block_rows / settings.shard_lines))
+    return BlockWorker(
+        settings,
+        connection=connection,
+        engine=engine,
+        accumulator=accumulator,
+        doorbell=doorbell,
+        feeder=Feeder(ledger, doorbell, ahead=ahead),
+        run_report=RunReport(settings.state_dir / "reports"),
+    )
+
+
+@contextlib.contextmanager
+def _reconciling(settings: Settings) -> Iterator[None]:
+    """Handles of its own: neither connection is shared between threads that block."""
+    connection = connect(settings)
+    _wait_for(connection)
+    with contextlib.closing(Ledger.open(settings.ledger_url)) as ledger:
+        doorbell, store = Doorbell(connection), open_store(settings)
+        reconcile(ledger, doorbell, store, shards_ahead=settings.shards_ahead)
+        reconciler = Reconciler(
+            ledger,
+            doorbell,
+            store,
+            shards_ahead=settings.shards_ahead,
+            every_s=settings.reconcile_s,
+        )
+        reconciler.start()
+        try:
+            yield
+        finally:
+            reconciler.stop()
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (EngineError, FreightError) as error:
+        raise SystemExit(f"freight: {error}") from error

@@ -1,0 +1,83 @@
+"""Which model is served: its files, its name, its context; and loading tokenizer and engine.
+
+The intake process must not pay for the engine, so both are imported only when asked for.
+"""
+
+import importlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine.config import Completion, Prompt
+from jobs.errors import SettingsError
+from jobs.ledger.ledger import Model
+from jobs.settings import Settings
+from worker.context_length import max_context_tokens
+from worker.render import Renderer, TextTokenizer
+
+
+class EngineReport(Protocol):
+    @property
+    def num_sweeps(self) -> int: ...
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+class Engine(Protocol):
+    """What the worker needs of `engine.engine.Engine`."""
+
+    @property
+    def max_context_tokens(self) -> int: ...
+    @property
+    def block_rows(self) -> int: ...
+    @property
+    def num_rows(self) -> int: ...
+    def check(self, prompt: Prompt) -> None: ...
+    def submit(self, prompt: Prompt) -> None: ...
+    def cancel(self, key: str) -> None: ...
+    def sweep(self) -> list[Completion]: ...
+    def report(self) -> EngineReport: ...
+    def close(self) -> None: ...
+
+
+LoadEngine = Callable[[Settings], Engine]
+LoadTokenizer = Callable[[Path], TextTokenizer]
+
+
+def resolve_model(settings: Settings) -> Path:
+    """The checkpoint: a path, or a name under the models folder. Raises SettingsError."""
+    if settings.model is None:
+        raise SettingsError("FREIGHT_MODEL is not set: a checkpoint folder, a GGUF file or a name")
+    for path in (Path(settings.model), settings.models_dir / settings.model):
+        if path.exists():
+            return path.resolve()
+    raise SettingsError(
+        f"FREIGHT_MODEL={settings.model!r}: no such file or folder, "
+        f"and no such name under {settings.models_dir}"
+    )
+
+
+def served_model(settings: Settings) -> Model:
+    """Raises SettingsError, or CheckpointError if the checkpoint does not tell its context."""
+    path = resolve_model(settings)
+    return Model(
+        id=settings.model_id or (path.stem if path.is_file() else path.name),
+        created_at=int(time.time()),
+        max_context_tokens=max_context_tokens(path),
+    )
+
+
+def load_tokenizer(path: Path) -> TextTokenizer:
+    """One that takes token ids only, for a checkpoint without tokenizer files."""
+    tokenizer: TextTokenizer = importlib.import_module("engine.tokenizer").Tokenizer.load(path)
+    return tokenizer
+
+
+def load_renderer(settings: Settings, load: LoadTokenizer, *, max_context_tokens: int) -> Renderer:
+    return Renderer(tokenizer=load(resolve_model(settings)), max_context_tokens=max_context_tokens)
+
+
+def load_engine(settings: Settings) -> Engine:
+    """The engine with its weights in place, ready to sweep. Raises EngineError, SettingsError."""
+    engine: Engine = importlib.import_module("worker.load").load(settings)
+    return engine
