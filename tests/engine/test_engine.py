@@ -123,9 +123,9 @@ def test_a_policy_over_the_budget_is_refused_with_the_numbers(folder: Path) -> N
         Engine.load(folder, budgets=budgets_of(folder, host_bytes=100_000), policy=streaming(1.0))
 
 
-def test_too_little_room_for_keys_and_values_is_refused_with_the_numbers(folder: Path) -> None:
-    with pytest.raises(BudgetError, match=r"has 1,000 bytes left for keys .* needs 262,144 bytes"):
-        load(folder, kv_bytes=1000)
+def test_a_policy_without_room_for_keys_and_values_refuses_every_prompt(folder: Path) -> None:
+    with load(folder, kv_bytes=1000) as engine, pytest.raises(PromptError, match="is 0 tokens"):
+        engine.check(prompt_of(num_tokens=1))
 
 
 # -- how rows end ------------------------------------------------------------------------------
