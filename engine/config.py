@@ -18,7 +18,7 @@ class Sampling:
 
     `temperature` 0 is greedy. `seed` None is resolved by whoever makes the prompt: the engine
     never draws entropy of its own. Until `min_tokens` tokens exist, end-of-sequence tokens are
-    not sampled; with `ignore_eos` they are ordinary tokens.
+    not sampled and stop strings are ordinary text; with `ignore_eos` so are end-of-sequence tokens.
     """
 
     max_tokens: int

@@ -1,5 +1,6 @@
 """The engine's facade: prompts in, completions out as they finish. Knows no HTTP, queue or JSON."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -69,11 +70,14 @@ class Engine:
         context = AttentionContext(self._cache)
         attach(model, context)
         gate_layers(layers)
-        self._weights = StreamedWeights(
-            pack, model, splits=policy.layer_splits, compute=policy.compute, device=device
-        )
-        load_buffers(pack, model)
-        model.to(device)  # buffers: every parameter is there already
+        with contextlib.ExitStack() as undo:
+            self._weights = StreamedWeights(
+                pack, model, splits=policy.layer_splits, compute=policy.compute, device=device
+            )
+            undo.callback(self._weights.close)
+            load_buffers(pack, model)
+            model.to(device)  # buffers: every parameter is there already
+            undo.pop_all()
         self._block = Block(self._cache, max_rows=policy.block_rows)
         self._executor = Executor(
             model,
@@ -238,7 +242,16 @@ class Engine:
         stop = row.prompt.sampling.stop
         tail = max(len(text.encode()) for text in stop) + _STOP_MARGIN_TOKENS
         text = self.tokenizer.decode(row.generated[-tail:])
-        return any(word in text for word in stop)
+        if not any(word in text for word in stop):
+            return False
+        return self._stop_at(row, self.tokenizer.decode(row.generated)) is not None
+
+    def _stop_at(self, row: Row, text: str) -> int | None:
+        """Where the first stop string begins; one that was whole before `min_tokens` is only text."""
+        sampling = row.prompt.sampling
+        before = self.tokenizer.decode(row.generated[: max(0, sampling.min_tokens - 1)])
+        found = (text.find(word, max(0, len(before) + 1 - len(word))) for word in sampling.stop)
+        return min((at for at in found if at >= 0), default=None)
 
     def _complete(self, row: Row, reason: FinishReason) -> Completion:
         token_ids = row.generated
@@ -246,11 +259,11 @@ class Engine:
         if ended and not row.prompt.sampling.ignore_eos:
             token_ids = token_ids[:-1]
         text = self.tokenizer.decode(token_ids)
-        cuts = [at for word in row.prompt.sampling.stop if (at := text.find(word)) >= 0]
+        end = self._stop_at(row, text) if reason is FinishReason.STOP else None
         return Completion(
             key=row.prompt.key,
             token_ids=tuple(token_ids),
-            text=text[: min(cuts)] if cuts and reason is FinishReason.STOP else text,
+            text=text[:end],
             finish_reason=reason,
             num_prompt_tokens=len(row.prompt.token_ids),
             num_generated=len(row.generated),

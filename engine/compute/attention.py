@@ -89,7 +89,7 @@ def freight_attention(  # noqa: PLR0917  # the library's signature
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # a plain int on every attention module
     keys, values = context.cache.layer(layer)
     _require_shape(module, key, value, keys, values)
-    home = query.device
+    home, dtype = query.device, query.dtype
     query, key, value = (each[0].to(keys.device, keys.dtype) for each in (query, key, value))
     keys.index_copy_(1, packing.slots, key)
     values.index_copy_(1, packing.slots, value)
@@ -97,12 +97,11 @@ def freight_attention(  # noqa: PLR0917  # the library's signature
         scaling=float(options.get("scaling") or query.shape[-1] ** -0.5),
         window=_window(module, options.get("sliding_window")),
         softcap=options.get("softcap"),
-        sinks=options.get("s_aux"),
+        sinks=None if (sinks := options.get("s_aux")) is None else sinks.to(keys.device),
     )
     attend = attend_views if keys.device.type == "cpu" else attend_gathered
-    return attend(query, keys, values, segments=packing.segments, head=head).to(home).unsqueeze(
-        0
-    ), None
+    answer = attend(query, keys, values, segments=packing.segments, head=head)
+    return answer.to(home, dtype).unsqueeze(0), None
 
 
 AttentionInterface.register(ATTENTION_NAME, freight_attention)

@@ -53,10 +53,18 @@ class DirectReader:
         self._pool = concurrent.futures.ThreadPoolExecutor(_READ_THREADS, "freight-read")
 
     def _open_direct(self, path: Path) -> int:
+        """The file past the page cache; where opening or reading so is refused, the plain one."""
         try:
-            return os.open(path, os.O_RDONLY | os.O_DIRECT)
+            file = os.open(path, os.O_RDONLY | os.O_DIRECT)
         except OSError:
             return self._plain
+        try:
+            with mmap.mmap(-1, PAGE_BYTES) as page:
+                os.preadv(file, [page], 0)
+        except OSError:
+            os.close(file)
+            return self._plain
+        return file
 
     def read(self, buffer: HostBuffer, *, offset_bytes: int, num_bytes: int) -> torch.Tensor:
         """The range, as a uint8 view into `buffer`, which must hold it and two pages more.

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from engine.errors import EngineError
+from engine.errors import EngineError, PackError
 from engine.memory.layout import BUFFERS
 from engine.memory.manifest import Pack, PackedTensor, PackGroup
 from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
@@ -124,11 +124,7 @@ class StreamedWeights:
             part_layer(group, split, compute) for group, split in zip(layers, splits, strict=True)
         ]
         self._reader = DirectReader(pack.path)
-        for group in outer:
-            self._load_resident(group, group.tensors)
-        for parts in self._parts:
-            self._load_resident(parts.group, parts.resident)
-        self._hosted = [self._load_hosted(parts) for parts in self._parts]
+        self._hosted = self._load_all(outer)
         self._order = [index for index, parts in enumerate(self._parts) if parts.streamed]
         self._visited: list[int] = []  # streamed layers acquired in this sweep
         self._held: int | None = None
@@ -287,6 +283,18 @@ class StreamedWeights:
             views[tensor.name] = raw.view(self._dtypes[tensor.name]).view(tensor.shape)
             offset += _aligned(num_bytes)
         return views
+
+    def _load_all(self, outer: Sequence[PackGroup]) -> list[dict[str, torch.Tensor]]:
+        """Bind what is resident; by layer, what host memory holds. Raises PackError."""
+        try:
+            for group in outer:
+                self._load_resident(group, group.tensors)
+            for parts in self._parts:
+                self._load_resident(parts.group, parts.resident)
+            return [self._load_hosted(parts) for parts in self._parts]
+        except OSError as error:
+            self._reader.close()
+            raise PackError(f"the weights cannot be loaded: {error}") from error
 
     def _load_resident(self, group: PackGroup, tensors: tuple[PackedTensor, ...]) -> None:
         for tensor in tensors:

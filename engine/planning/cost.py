@@ -35,13 +35,19 @@ def staging_bytes(splits: tuple[Split, ...]) -> int:
     return NUM_SLOTS * (largest + _STAGING_SLACK_BYTES) if largest else 0
 
 
-def activation_bytes(shape: ModelShape, *, micro_batch_tokens: int, block_rows: int) -> int:
-    """Hidden states, the widest intermediates, and logits of the rows that sample with two copies
-    of them for sampling; 4 bytes an element.
+def activation_bytes(
+    shape: ModelShape, *, sweep_tokens: int, micro_batch_tokens: int, block_rows: int
+) -> int:
+    """What a sweep holds beside weights and KV, at 4 bytes an element.
+
+    Of every token of the sweep its hidden state, residual and position; of one micro-batch the
+    attention's and the MLP's intermediates; of every row its logits, with two copies to sample.
     """
-    hidden = micro_batch_tokens * (12 * shape.hidden_size + 3 * shape.intermediate_size)
-    logits = 3 * min(block_rows, micro_batch_tokens) * shape.vocab_size
-    return 4 * (hidden + logits)
+    tokens = sweep_tokens + block_rows
+    carried = 4 * tokens * shape.hidden_size
+    widest = min(tokens, micro_batch_tokens) * (8 * shape.hidden_size + 3 * shape.intermediate_size)
+    logits = 3 * block_rows * shape.vocab_size
+    return 4 * (carried + widest + logits)
 
 
 def compute_tier_bytes(shape: ModelShape, policy: Policy) -> int:
@@ -56,6 +62,7 @@ def compute_tier_bytes(shape: ModelShape, policy: Policy) -> int:
         + slot_bytes(shape, policy.layer_splits, policy.compute)
         + activation_bytes(
             shape,
+            sweep_tokens=policy.sweep_tokens,
             micro_batch_tokens=policy.micro_batch_tokens,
             block_rows=policy.block_rows,
         )
@@ -63,7 +70,7 @@ def compute_tier_bytes(shape: ModelShape, policy: Policy) -> int:
 
 
 def peak_bytes(shape: ModelShape, policy: Policy) -> dict[Tier, int]:
-    """Peak bytes of each tier under `policy`; disk counts the packed weights themselves."""
+    """Peak bytes of each tier under `policy`; of disk, what is streamed from it."""
     peaks = dict.fromkeys(Tier, 0)
     peaks[policy.compute] += compute_tier_bytes(shape, policy)
     peaks[policy.kv_tier] += policy.kv_bytes
@@ -91,5 +98,6 @@ def check_budgets(shape: ModelShape, policy: Policy, budgets: Budgets) -> None:
     if policy.kv_bytes < page_bytes:
         raise BudgetError(
             f"the policy gives keys and values {max(0, policy.kv_bytes):,} bytes of the "
-            f"{policy.kv_tier} tier, and one page of {KV_PAGE_TOKENS} tokens needs {page_bytes:,}"
+            f"{policy.kv_tier} tier, and one page of {KV_PAGE_TOKENS} tokens needs "
+            f"{page_bytes:,} bytes"
         )

@@ -3,6 +3,8 @@
 import dataclasses
 import enum
 
+from engine.errors import BudgetError
+
 
 class Tier(enum.StrEnum):
     """Where bytes live."""
@@ -52,6 +54,11 @@ class Policy:
     kv_bytes: int
     layer_splits: tuple[Split, ...]
     reason: str
+
+    def __post_init__(self) -> None:
+        for name in ("block_rows", "sweep_tokens", "micro_batch_tokens"):
+            if getattr(self, name) < 1:
+                raise BudgetError(f"a policy's {name} is at least 1, not {getattr(self, name)}")
 
     @property
     def streamed_bytes(self) -> int:

@@ -234,7 +234,7 @@ def test_every_row_finishes_with_its_own_tokens_if_the_pool_holds_the_longest(
     for row in rows:
         sweeper.block.add(row)
     chunk_tokens = min(sweep_tokens, max_segment_tokens)
-    # One by one, each prefilled again at every 64th token: slower than that is standing still.
+    # One by one, each prefilled again now and then: slower than that is standing still.
     patience = sum(sum(each) * (3 + sum(each) // chunk_tokens) for each in lengths)
     for _ in range(patience):
         if not sweeper.block.num_rows:

@@ -10,7 +10,7 @@ import torch
 
 from engine.compute.attention import ATTENTION_NAME
 from engine.compute.skeleton import build_skeleton
-from engine.errors import EngineError
+from engine.errors import EngineError, PackError
 from engine.memory.checkpoint import open_checkpoint
 from engine.memory.manifest import Pack, PackGroup
 from engine.memory.pack import ensure_pack, read_group
@@ -71,11 +71,15 @@ def own_tiny(tmp_path: Path) -> Tiny:
     return Tiny(tmp_path, "llama", torch.float32)
 
 
+def our_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("freight")}
+
+
 @pytest.fixture(autouse=True)
 def all_threads_end() -> Iterator[None]:
+    before = our_threads()
     yield
-    ours = [thread.name for thread in threading.enumerate() if thread.name.startswith("freight")]
-    assert ours == []
+    assert our_threads() <= before
 
 
 def finish_in_time(work: Callable[[], object]) -> None:
@@ -136,6 +140,14 @@ def test_weights_that_refuse_their_splits_leave_no_file_open(tiny: Tiny) -> None
         StreamedWeights(tiny.pack, tiny.model, splits=splits, compute=Tier.CPU, device=CPU)
     links = [Path(f"/proc/self/fd/{link.name}") for link in Path("/proc/self/fd").iterdir()]
     assert tiny.pack.path.resolve() not in [link.resolve() for link in links]
+
+
+def test_a_file_cut_short_before_loading_is_a_pack_error_and_leaves_no_thread(
+    own_tiny: Tiny,
+) -> None:
+    os.truncate(own_tiny.pack.path, 4096)
+    with pytest.raises(PackError, match=r"cannot be loaded: .* ended early"):
+        own_tiny.stream([0] * NUM_LAYERS)
 
 
 # -- streaming ---------------------------------------------------------------------------------

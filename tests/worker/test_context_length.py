@@ -32,10 +32,38 @@ def test_a_gguf_file_tells(tmp_path: Path) -> None:
     assert max_context_tokens(path) == max_context_tokens(tmp_path) == 2048
 
 
-@pytest.mark.parametrize("config", [{"n_positions": 9}, {"text_config": {"n_ctx": 9}}])
-def test_a_config_tells(config: dict[str, object], tmp_path: Path) -> None:
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+    "original_max_position_embeddings": 7,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "gpt2", "n_positions": 9}, 9),
+        ({"model_type": "llama", "max_position_embeddings": 9}, 9),
+        ({"model_type": "llama"}, 2048),  # the library's own default
+        (
+            {
+                "model_type": "phi3",
+                "hidden_size": 64,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 9,
+                "original_max_position_embeddings": 7,
+                "rope_parameters": LONG_ROPE,
+            },
+            7,
+        ),
+    ],
+    ids=["gpt2", "llama", "left out", "long rope"],
+)
+def test_a_config_tells(config: dict[str, object], expected: int, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert max_context_tokens(tmp_path) == 9
+    assert max_context_tokens(tmp_path) == expected
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"other", _gguf("llama.block_count")])
@@ -49,5 +77,5 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no config"):
         max_context_tokens(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not JSON"):
+    with pytest.raises(CheckpointError, match="JSON"):
         max_context_tokens(tmp_path)

@@ -8,7 +8,13 @@ from typing import Final
 
 from engine.config import Budgets
 from engine.errors import BudgetError
-from engine.planning.cost import NUM_SLOTS, activation_bytes, check_budgets, outer_bytes
+from engine.planning.cost import (
+    KV_PAGE_TOKENS,
+    NUM_SLOTS,
+    activation_bytes,
+    check_budgets,
+    outer_bytes,
+)
 from engine.planning.planners.base import Wishes
 from engine.planning.policy import Policy, Split, Tier
 from engine.planning.shape import ModelShape
@@ -29,9 +35,12 @@ def plan_fixed(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
     micro_batch_tokens = max(block_rows, _MICRO_BATCH_TOKENS[compute])
     budget_bytes = budgets.gpu_bytes if compute is Tier.GPU else budgets.host_bytes
     needed_bytes = outer_bytes(shape) + activation_bytes(
-        shape, micro_batch_tokens=micro_batch_tokens, block_rows=block_rows
+        shape,
+        sweep_tokens=sweep_tokens,
+        micro_batch_tokens=micro_batch_tokens,
+        block_rows=block_rows,
     )
-    all_kv_bytes = block_rows * shape.max_context_tokens * shape.kv_bytes_per_token
+    all_kv_bytes = block_rows * _paged(shape.max_context_tokens) * shape.kv_bytes_per_token
     kv_bytes, splits = _share(
         shape, budgets, compute, free_bytes=budget_bytes - needed_bytes, all_kv_bytes=all_kv_bytes
     )
@@ -101,8 +110,12 @@ def _leading(tensors: tuple[int, ...], limit_bytes: int) -> tuple[int, ...]:
     return tensors
 
 
+def _paged(num_tokens: int) -> int:
+    return -(-num_tokens // KV_PAGE_TOKENS) * KV_PAGE_TOKENS
+
+
 def _require_room_for_kv(shape: ModelShape, policy: Policy, budget_bytes: int) -> None:
-    least_tokens = min(shape.max_context_tokens, _LEAST_KV_TOKENS)
+    least_tokens = _paged(min(shape.max_context_tokens, _LEAST_KV_TOKENS))
     least_bytes = shape.kv_bytes_per_token * least_tokens
     if policy.kv_bytes < least_bytes:
         raise BudgetError(
