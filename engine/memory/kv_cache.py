@@ -100,13 +100,14 @@ class KVCache:
         self.device = device
         self.dtype = dtype
         num_slots = self.pages.num_pages * KV_PAGE_TOKENS
-        # Head first: a row's view of one head is one contiguous piece of memory.
+        # Head first: a row's view of one head is one contiguous piece of memory. Zeros: attention
+        # may look behind a row's end and give what it finds no weight, and 0 * NaN is NaN.
         self._keys = [
-            torch.empty(shape.num_heads, num_slots, shape.key_size, dtype=dtype, device=device)
+            torch.zeros(shape.num_heads, num_slots, shape.key_size, dtype=dtype, device=device)
             for shape in shapes
         ]
         self._values = [
-            torch.empty(shape.num_heads, num_slots, shape.value_size, dtype=dtype, device=device)
+            torch.zeros(shape.num_heads, num_slots, shape.value_size, dtype=dtype, device=device)
             for shape in shapes
         ]
 
@@ -120,6 +121,11 @@ class KVCache:
 
     def release(self, run: PageRun) -> None:
         self.pages.release(run)
+
+    def scrub(self, run: PageRun) -> None:
+        """Forget what the run holds: a broken row's values may not be numbers."""
+        for pool in (*self._keys, *self._values):
+            pool[:, run.slot : run.slot + run.num_tokens] = 0
 
     def move(self, old: PageRun, new: PageRun, num_tokens: int) -> None:
         """Copy the first `num_tokens` of every layer from `old` to `new`, then release `old`."""

@@ -82,6 +82,8 @@ class Block:
 
     def drop(self, key: str) -> None:
         for row in [row for row in self._running if row.prompt.key == key]:
+            assert row.run is not None
+            self._cache.scrub(row.run)
             self._leave(row)
         self._waiting = collections.deque(row for row in self._waiting if row.prompt.key != key)
 

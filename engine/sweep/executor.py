@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from engine.compute.attention import AttentionContext, Packing, Segment
+from engine.compute.attend import Segment
+from engine.compute.attention import AttentionContext, Packing
 from engine.compute.lockstep import Lockstep, MicroBatch
 from engine.compute.sampling import Draw, sample
 from engine.errors import EngineError, UnsupportedModelError

@@ -5,16 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.compute.attention import (
-    AttentionContext,
-    Head,
-    Packing,
-    Segment,
-    attach,
-    attend_gathered,
-    attend_views,
-    freight_attention,
-)
+from engine.compute.attend import Head, Segment, attend_gathered, attend_views, plan_decoding
+from engine.compute.attention import AttentionContext, Packing, attach, freight_attention
 from engine.errors import UnsupportedModelError
 from engine.memory.kv_cache import KVCache, KVShape
 
@@ -27,6 +19,7 @@ Attend = Callable[..., torch.Tensor]
 # (new tokens, tokens cached before) of each segment.
 PACKINGS: Final[dict[str, list[tuple[int, int]]]] = {
     "decode": [(1, 17), (1, 3), (1, 60), (1, 0), (1, 17)],
+    "like_lengths": [(1, 20), (1, 22), (1, 25), (1, 20), (1, 21), (1, 30), (1, 44)],
     "prompts": [(9, 0), (1, 0), (24, 0)],
     "later_chunks": [(5, 12), (2, 30), (11, 3)],
     "mixed": [(1, 21), (6, 0), (1, 2), (4, 33), (1, 90)],
@@ -101,9 +94,35 @@ def random_tensors(
     return query, keys, values
 
 
+def attend_in_pairs(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    segments: list[Segment],
+    head: Head,
+) -> torch.Tensor:
+    """What lies behind a row's end is finite, as the cache sees to, and must count for nothing."""
+    plan = None
+    if head.is_plain:
+        plan = plan_decoding(segments, window=head.window, num_slots=NUM_SLOTS)
+    keys, values = keys.nan_to_num(50.0), values.nan_to_num(1e6)
+    return attend_views(query, keys, values, segments=segments, head=head, plan=plan)
+
+
+def test_rows_of_like_length_are_paired_and_no_pair_reaches_beyond_the_pool() -> None:
+    segments = segments_of(PACKINGS["like_lengths"])
+    plan = plan_decoding(segments, window=None, num_slots=NUM_SLOTS)
+    assert sorted(plan.order.tolist()) == [segment.start for segment in segments]
+    # The longest has no like; the last row of the pool is shorter than its like, and goes alone.
+    assert sorted(pair.num_rows for pair in plan.pairs) == [1, 2, 2, 2]
+    for pair in plan.pairs:
+        assert pair.slot + pair.stride_slots + pair.length <= NUM_SLOTS
+
+
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS)
-@pytest.mark.parametrize("attend", [attend_views, attend_gathered])
+@pytest.mark.parametrize("attend", [attend_views, attend_in_pairs, attend_gathered])
 def test_attention_equals_the_formula_written_out(
     attend: Attend, packing: list[tuple[int, int]], head: Head
 ) -> None:
@@ -116,7 +135,7 @@ def test_attention_equals_the_formula_written_out(
 
 @pytest.mark.parametrize(("num_heads", "value_size"), [(2, SIZE), (6, SIZE), (4, 5), (8, 12)])
 @pytest.mark.parametrize("kind", ["plain", "softcap"])
-@pytest.mark.parametrize("attend", [attend_views, attend_gathered])
+@pytest.mark.parametrize("attend", [attend_views, attend_in_pairs, attend_gathered])
 def test_any_number_of_query_heads_may_share_a_key_and_values_may_differ_in_size(
     attend: Attend, kind: str, num_heads: int, value_size: int
 ) -> None:
@@ -131,7 +150,7 @@ def test_any_number_of_query_heads_may_share_a_key_and_values_may_differ_in_size
 def test_decoding_rows_of_very_different_length_are_gathered_apart_and_all_are_right(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.compute.attention._GATHER_TOKENS", 64)
+    monkeypatch.setattr("engine.compute.attend._GATHER_TOKENS", 64)
     segments = segments_of([(1, past) for past in (150, 0, 31, 7, 90, 30, 29)])
     tensors = random_tensors(segments)
     found = attend_gathered(*tensors, segments=segments, head=HEADS[kind])
