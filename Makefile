@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 MODEL  := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo serve model test fmt lint types imports tests lock clean
+.PHONY: setup demo serve model test gpu bench fmt lint types imports tests lock clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
@@ -57,6 +57,16 @@ imports:
 tests:
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage report --fail-under=85
+
+# The same engine on a CUDA device; fails where there is none.
+gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+# Each prints a table; docs/benchmarks.md has the last ones. Nothing else should run meanwhile.
+bench: setup model
+	$(BIN)/python bench/server_memory.py
+	$(BIN)/python bench/demo_oracle.py $(MODEL)
+	$(BIN)/python bench/ragged.py $(MODEL) --rows 48
 
 # Only a maintainer needs uv. torch stays out of every lock, see above.
 COMPILE := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 \

@@ -7,7 +7,7 @@ import torch
 from engine.context import max_context_tokens
 from engine.memory.kv_cache import KVShape
 from engine.memory.manifest import Pack
-from engine.memory.weights import split_groups
+from engine.memory.placement import split_groups
 from engine.planning.shape import ModelShape
 
 

@@ -14,52 +14,18 @@ import torch
 from torch import nn
 
 from engine.errors import EngineError, PackError
-from engine.memory.layout import BUFFERS
 from engine.memory.manifest import Pack, PackedTensor, PackGroup
+from engine.memory.placement import (
+    LayerParts,
+    part_layer,
+    read_tensors,
+    span_bytes,
+    split_groups,
+    views_of,
+)
 from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
 from engine.planning.cost import NUM_SLOTS
 from engine.planning.policy import Split, Tier
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LayerParts:
-    """One layer's tensors by where they live: whole tensors, in the pack's order."""
-
-    group: PackGroup
-    resident: tuple[PackedTensor, ...]
-    hosted: tuple[PackedTensor, ...]
-    on_disk: tuple[PackedTensor, ...]
-
-    @property
-    def streamed(self) -> tuple[PackedTensor, ...]:
-        return self.hosted + self.on_disk
-
-
-def part_layer(group: PackGroup, split: Split, compute: Tier) -> LayerParts:
-    """Cut the group's tensors at the split's borders. Raises EngineError if a border cuts one."""
-    resident_bytes = split.gpu_bytes if compute is Tier.GPU else split.cpu_bytes
-    host_bytes = split.cpu_bytes if compute is Tier.GPU else 0
-    parts = []
-    rest = group.tensors
-    for wanted_bytes in (resident_bytes, host_bytes, split.disk_bytes):
-        taken = 0
-        count = 0
-        while taken < wanted_bytes and count < len(rest):
-            taken += rest[count].num_bytes
-            count += 1
-        if taken != wanted_bytes:
-            raise EngineError(
-                f"the policy's split of {group.name} asks for {wanted_bytes:,} bytes in a tier, "
-                f"which is not a whole number of its tensors (nearest {taken:,})"
-            )
-        parts.append(rest[:count])
-        rest = rest[count:]
-    if rest:
-        raise EngineError(
-            f"the policy's split of {group.name} places {split.total_bytes:,} bytes and leaves "
-            f"{len(rest)} of its {len(group.tensors)} tensors in no tier"
-        )
-    return LayerParts(group=group, resident=parts[0], hosted=parts[1], on_disk=parts[2])
 
 
 @dataclasses.dataclass(slots=True)
@@ -221,7 +187,7 @@ class StreamedWeights:
         slot = self._slot_of(layer)
         if slot.filled is not None:
             slot.filled.synchronize()  # the staging buffer's last copy has left it
-        staged = _read(self._reader, slot.staging, parts.group, parts.on_disk)
+        staged = read_tensors(self._reader, slot.staging, parts.group, parts.on_disk)
         sources = {**self._hosted[layer], **staged}
         if self._copy_stream is None:
             if not self._in_place:
@@ -256,7 +222,7 @@ class StreamedWeights:
         )
         if self._in_place:
             computed = 0
-        staged = max(_span_bytes(parts.on_disk) for parts in self._parts)
+        staged = max(span_bytes(parts.on_disk) for parts in self._parts)
         return [_Slot(computed, staged, self._device) for _ in range(NUM_SLOTS)]
 
     def _computed_bytes(self, tensor: PackedTensor) -> int:
@@ -265,7 +231,7 @@ class StreamedWeights:
     def _bind_to_slot(self, layer: int) -> None:
         slot, parts = self._slot_of(layer), self._parts[layer]
         if self._in_place:
-            views = _views_of(slot.staging, parts.group, parts.on_disk)
+            views = views_of(slot.staging, parts.group, parts.on_disk)
         else:
             views = self._storage_views(slot.storage, parts.streamed)
         self._views |= views
@@ -299,26 +265,19 @@ class StreamedWeights:
     def _load_resident(self, group: PackGroup, tensors: tuple[PackedTensor, ...]) -> None:
         for tensor in tensors:
             buffer = HostBuffer(tensor.num_bytes + 2 * PAGE_BYTES, pinned=False)
-            [(name, source)] = _read(self._reader, buffer, group, (tensor,)).items()
+            [(name, source)] = read_tensors(self._reader, buffer, group, (tensor,)).items()
             self._bind(name, source.to(self._device, self._dtypes[name], copy=True))
 
     def _load_hosted(self, parts: LayerParts) -> dict[str, torch.Tensor]:
         """The layer's host-memory part, pinned, in stored dtype."""
         if not parts.hosted:
             return {}
-        buffer = HostBuffer(_span_bytes(parts.hosted) + 2 * PAGE_BYTES, pinned=True)
-        return _read(self._reader, buffer, parts.group, parts.hosted)
+        buffer = HostBuffer(span_bytes(parts.hosted) + 2 * PAGE_BYTES, pinned=True)
+        return read_tensors(self._reader, buffer, parts.group, parts.hosted)
 
     def _bind(self, name: str, value: torch.Tensor) -> None:
         for owner, attribute in self._owners[name]:
             setattr(owner, attribute, nn.Parameter(value, requires_grad=False))
-
-
-def split_groups(pack: Pack) -> tuple[list[PackGroup], list[PackGroup]]:
-    """The pack's layers, first to last, and its other groups of parameters."""
-    layers = [group for group in pack.groups if group.name.startswith("layers.")]
-    outer = [group for group in pack.groups if group not in layers and group.name != BUFFERS]
-    return layers, outer
 
 
 def _parameter_owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
@@ -328,38 +287,6 @@ def _parameter_owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]
         for attribute, parameter in module.named_parameters(recurse=False):
             by_identity.setdefault(id(parameter), []).append((module, attribute))
     return {name: by_identity[id(parameter)] for name, parameter in model.named_parameters()}
-
-
-def _read(
-    reader: DirectReader, buffer: HostBuffer, group: PackGroup, tensors: tuple[PackedTensor, ...]
-) -> dict[str, torch.Tensor]:
-    """Adjacent tensors in one read, as views into `buffer` in stored dtype."""
-    if not tensors:
-        return {}
-    first_bytes = group.offset_bytes + tensors[0].offset_bytes
-    reader.read(buffer, offset_bytes=first_bytes, num_bytes=_span_bytes(tensors))
-    return _views_of(buffer, group, tensors)
-
-
-def _views_of(
-    buffer: HostBuffer, group: PackGroup, tensors: tuple[PackedTensor, ...]
-) -> dict[str, torch.Tensor]:
-    """Where a direct read of the adjacent tensors leaves each of them in `buffer`."""
-    if not tensors:
-        return {}
-    first = tensors[0].offset_bytes
-    skipped = (group.offset_bytes + first) % PAGE_BYTES
-    views = {}
-    for tensor in tensors:
-        raw = buffer.bytes[skipped + tensor.offset_bytes - first :][: tensor.num_bytes]
-        views[tensor.name] = raw.view(tensor.dtype).view(tensor.shape)
-    return views
-
-
-def _span_bytes(tensors: tuple[PackedTensor, ...]) -> int:
-    if not tensors:
-        return 0
-    return tensors[-1].offset_bytes + tensors[-1].num_bytes - tensors[0].offset_bytes
 
 
 def _aligned(num_bytes: int) -> int:

@@ -1,6 +1,5 @@
 """The oracle: greedy tokens equal the library's own `generate`, one prompt at a time, unpadded."""
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from engine.planning.planners.base import Wishes
 from engine.planning.planners.fixed import plan_fixed
 from engine.planning.policy import Policy
 from engine.planning.shape import ModelShape
+from tests.support.oracle import Answer, oracle_answer, ragged_prompts
 from tests.support.policies import streaming
-from tests.support.tiny_models import TINY_MODELS, VOCAB_SIZE, write_tiny_model
+from tests.support.tiny_models import TINY_MODELS, write_tiny_model
 
 GIB = 2**30
 
@@ -31,48 +31,19 @@ SHORT_OF_PAGES = 144  # tokens of KV in the last composition: about two of the r
 PLACEMENTS = {"resident": 1.0, "half streamed": 0.5, "streamed": 0.0}
 
 
-def ragged_prompts(seed: int = 0) -> list[Prompt]:
-    draw = random.Random(seed)
-    return [
-        Prompt(
-            key=str(index),
-            token_ids=tuple(
-                draw.randrange(2, VOCAB_SIZE) for _ in range(draw.choice((1, 2, 9, 17, 40, 66)))
-            ),
-            sampling=Sampling(max_tokens=draw.choice((1, 5, 20, 50, 75))),
-        )
-        for index in range(9)
-    ]
-
-
-def oracle_tokens(model: Any, prompt: Prompt) -> tuple[tuple[int, ...], bool]:
-    """The library's greedy continuation without its end-of-sequence token, and whether it had one."""
-    ids = torch.tensor([prompt.token_ids])
-    answer = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=prompt.sampling.max_tokens,
-        do_sample=False,
-        pad_token_id=0,
-    )
-    tokens = answer[0, ids.shape[1] :].tolist()
-    ended = tokens[-1] == model.generation_config.eos_token_id
-    return tuple(tokens[:-1] if ended else tokens), ended
-
-
 @pytest.fixture(scope="module", params=list(TINY_MODELS))
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tiny checkpoint of each type, with the oracle's answers to the ragged prompts."""
     folder = write_tiny_model(tmp_path_factory.mktemp("model"), request.param)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    expected = {prompt.key: oracle_tokens(model, prompt) for prompt in ragged_prompts()}
+    expected = {prompt.key: oracle_answer(model, prompt) for prompt in ragged_prompts()}
     return folder, expected
 
 
 @pytest.mark.parametrize("placement", list(PLACEMENTS))
 @pytest.mark.parametrize("composition", list(COMPOSITIONS))
 def test_greedy_tokens_equal_generate(
-    tiny: tuple[Path, dict[str, tuple[tuple[int, ...], bool]]],
+    tiny: tuple[Path, dict[str, Answer]],
     tmp_path: Path,
     placement: str,
     composition: str,
@@ -133,17 +104,17 @@ def _real_answers(
 
 
 @pytest.fixture(scope="module")
-def real_oracle(demo_model: Path) -> Callable[[Prompt], tuple[tuple[int, ...], bool]]:
+def real_oracle(demo_model: Path) -> Callable[[Prompt], Answer]:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         demo_model.parent, gguf_file=demo_model.name, dtype=torch.float32
     )
-    return lambda prompt: oracle_tokens(model, prompt)
+    return lambda prompt: oracle_answer(model, prompt)
 
 
 @pytest.mark.parametrize("host_bytes", [4 * GIB, GIB // 2], ids=["in memory", "streamed"])
 def test_the_real_model_answers_as_generate_does(
     demo_model: Path,
-    real_oracle: Callable[[Prompt], tuple[tuple[int, ...], bool]],
+    real_oracle: Callable[[Prompt], Answer],
     tmp_path: Path,
     host_bytes: int,
 ) -> None:

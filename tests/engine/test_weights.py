@@ -14,7 +14,8 @@ from engine.errors import EngineError, PackError
 from engine.memory.checkpoint import open_checkpoint
 from engine.memory.manifest import Pack, PackGroup
 from engine.memory.pack import ensure_pack, read_group
-from engine.memory.weights import StreamedWeights, part_layer, split_groups
+from engine.memory.placement import part_layer, split_groups
+from engine.memory.weights import StreamedWeights
 from engine.planning.cost import NUM_SLOTS
 from engine.planning.policy import Split, Tier
 from tests.support.policies import split_layer
