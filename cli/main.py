@@ -28,11 +28,6 @@ def main() -> None:
         app()
     except (FreightError, EngineError) as error:
         _refuse(error)
-    except SystemExit as last_word:
-        # A role may have put its refusal into words; what it was still decides the status.
-        if isinstance(last_word.__cause__, _WRONG_FROM_THE_START):
-            _refuse(last_word.__cause__)
-        raise
 
 
 def _refuse(error: Exception) -> NoReturn:

@@ -1,7 +1,4 @@
-"""Starting the two roles: handles opened, model known, then one RQ worker on one queue.
-
-A start that cannot succeed ends with one line that says why and a status that is not zero.
-"""
+"""Starting the two roles: handles opened, model known, then one RQ worker on one queue."""
 
 import contextlib
 import math
@@ -14,8 +11,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq.exceptions import StopRequested
 
-from engine.errors import EngineError
-from jobs.errors import FreightError, SettingsError
+from jobs.errors import SettingsError
 from jobs.ledger.ledger import Ledger
 from jobs.queue import INTAKE_QUEUE, Doorbell
 from jobs.settings import Settings
@@ -36,8 +32,11 @@ _INTAKE_STALL_S: Final = 3_600.0  # one task is one step, however long its file
 
 
 def run_intake(settings: Settings, *, load_tokenizer: LoadTokenizer = model.load_tokenizer) -> None:
-    """Validate, finalize and reconcile until told to stop. Raises SystemExit on failure."""
-    with _one_line_errors(), contextlib.closing(Ledger.open(settings.ledger_url)) as ledger:
+    """Validate, finalize and reconcile until told to stop.
+
+    Raises EngineError or FreightError for a start that cannot succeed.
+    """
+    with contextlib.closing(Ledger.open(settings.ledger_url)) as ledger:
         served = model.served_model(settings)
         ledger.models.serve(served)
         connection = connect(settings)
@@ -66,8 +65,12 @@ def run_worker(
     load_engine: LoadEngine = model.load_engine,
     load_tokenizer: LoadTokenizer = model.load_tokenizer,
 ) -> None:
-    """Sweep blocks until told to stop. Raises SystemExit on failure."""
-    with _one_line_errors(), contextlib.closing(Ledger.open(settings.ledger_url)) as ledger:
+    """Sweep blocks until told to stop.
+
+    Raises EngineError or FreightError for a start that cannot succeed, SystemExit if the engine
+    breaks at work.
+    """
+    with contextlib.closing(Ledger.open(settings.ledger_url)) as ledger:
         connection = connect(settings)
         # Before anything is claimed: loading takes longer than a lease.
         with contextlib.closing(load_engine(settings)) as engine:
@@ -170,11 +173,3 @@ def _reconciling(settings: Settings) -> Iterator[None]:
             yield
         finally:
             reconciler.stop()
-
-
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except (EngineError, FreightError) as error:
-        raise SystemExit(f"freight: {error}") from error

@@ -1,7 +1,10 @@
 """What happens when processes die, Redis forgets, or rows break the engine."""
 
 import collections
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -166,7 +169,14 @@ def test_a_stopped_shard_leaves_the_block_and_comes_again(box: Box) -> None:
 
 def test_a_start_that_cannot_succeed_says_so_in_one_line(box: Box, tmp_path: Path) -> None:
     (tmp_path / "tiny" / "config.json").write_text("{}")
-    with box.running("intake") as intake:
-        assert intake.wait(20) == 1
-    (line,) = (box.settings.state_dir / "intake.log").read_text().splitlines()
-    assert line.startswith("freight: ")
+    for role in ("intake", "worker"):
+        ended = subprocess.run(
+            [sys.executable, "-m", "cli.main", role],
+            env=os.environ | box.settings.to_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == os.EX_CONFIG
+        (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+        assert "config.json" in line
