@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,11 +16,11 @@ from engine.compute.lockstep import gate_layers
 from engine.compute.skeleton import build_skeleton, decoder_layers
 from engine.config import Budgets, Completion, FinishReason, Prompt
 from engine.context import max_context_tokens
-from engine.errors import PromptError
+from engine.errors import PackError, PromptError
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.kv_cache import KVCache
 from engine.memory.manifest import Pack
-from engine.memory.pack import ensure_pack, load_buffers
+from engine.memory.pack import ensure_pack, load_buffers, plan_groups
 from engine.memory.shapes import kv_shapes, model_shape
 from engine.memory.weights import StreamedWeights
 from engine.planning.cost import check_budgets
@@ -55,7 +56,6 @@ class Engine:
     ) -> None:
         self.policy = policy
         self.tokenizer = tokenizer
-        self.max_context_tokens = max_context_tokens(checkpoint.config)
         self._eos_token_ids = frozenset((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids))
         self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
         self._report = Report(policy_reason=policy.reason)
@@ -67,6 +67,8 @@ class Engine:
             dtype=getattr(torch, policy.compute_dtype),
             device=_device(policy.kv_tier),
         )
+        # A row never outgrows what keys and values have room for.
+        self.max_context_tokens = min(max_context_tokens(checkpoint.config), self._cache.num_tokens)
         context = AttentionContext(self._cache)
         attach(model, context)
         gate_layers(layers)
@@ -98,13 +100,34 @@ class Engine:
         policy: Policy | PolicyMaker,
         progress: Progress | None = None,
     ) -> Self:
-        """Open, pack if need be, place and bind. `policy` is one, or plans one from the shape.
+        """Open, plan, pack if need be, place and bind. `policy` is one, or plans one from the shape.
 
-        Raises EngineError: CheckpointError, UnsupportedModelError, BudgetError, PackError.
+        A pack found damaged is written anew, once. Raises EngineError: CheckpointError,
+        UnsupportedModelError, BudgetError (before a byte is written), PackError.
         """
         opened = open_checkpoint(checkpoint)
+        load = functools.partial(
+            cls._load, opened, budgets=budgets, policy=policy, progress=progress
+        )
+        try:
+            return load()
+        except PackError:
+            return load()
+
+    @classmethod
+    def _load(
+        cls,
+        opened: Checkpoint,
+        *,
+        budgets: Budgets,
+        policy: Policy | PolicyMaker,
+        progress: Progress | None,
+    ) -> Self:
         dtype = torch.float32 if not budgets.gpu_bytes else opened.stored_dtype
         model = build_skeleton(opened.config, attention=ATTENTION_NAME, dtype=dtype)
+        shape = model_shape(plan_groups(opened, model), opened.config, dtype=dtype)
+        chosen = policy if isinstance(policy, Policy) else policy(shape, budgets)
+        check_budgets(shape, chosen, budgets)
         pack = ensure_pack(
             opened,
             model,
@@ -112,14 +135,11 @@ class Engine:
             disk_bytes=budgets.disk_bytes,
             progress=progress,
         )
-        shape = model_shape(pack, opened.config, dtype=dtype)
-        chosen = policy if isinstance(policy, Policy) else policy(shape, budgets)
-        check_budgets(shape, chosen, budgets)
         return cls(
             opened,
             pack=pack,
             model=model,
-            tokenizer=Tokenizer.load(checkpoint),
+            tokenizer=Tokenizer.load(opened.source),
             policy=chosen,
         )
 
@@ -133,37 +153,35 @@ class Engine:
 
     def check(self, prompt: Prompt) -> None:
         """Raises PromptError if the prompt cannot run, alone in an empty block."""
-        num_tokens = len(prompt.token_ids)
-        longest = min(self.max_context_tokens, self._cache.num_tokens)
-        if num_tokens == 0:
+        token_ids, max_tokens = prompt.token_ids, prompt.sampling.max_tokens
+        if not token_ids:
             raise PromptError("The prompt is empty.", code="invalid_value", param="prompt")
-        if num_tokens + 1 > longest:
+        if max_tokens < 1:
             raise PromptError(
-                f"This model's maximum context length is {longest} tokens, of which at least 1 is "
-                f"for the completion. Your prompt has {num_tokens} tokens.",
+                f"Invalid 'max_tokens': expected at least 1, got {max_tokens}.",
+                code="integer_below_min_value",
+                param="max_tokens",
+            )
+        if len(token_ids) + max_tokens > self.max_context_tokens:
+            raise PromptError(
+                f"This model's maximum context length is {self.max_context_tokens} tokens. "
+                f"However, {len(token_ids) + max_tokens} were asked for ({len(token_ids)} in the "
+                f"prompt, {max_tokens} in the completion).",
                 code="context_length_exceeded",
                 param="prompt",
             )
-        worst = max(prompt.token_ids), min(prompt.token_ids)
-        if worst[0] >= self._vocab_size or worst[1] < 0:
-            bad = worst[0] if worst[0] >= self._vocab_size else worst[1]
+        unknown = [token for token in token_ids if not 0 <= token < self._vocab_size]
+        if unknown:
             raise PromptError(
-                f"Token id {bad} is not in the vocabulary of {self._vocab_size} tokens.",
+                f"Token id {unknown[0]} is not in the vocabulary of {self._vocab_size} tokens.",
                 code="invalid_value",
                 param="prompt",
-            )
-        if prompt.sampling.max_tokens < 1:
-            raise PromptError(
-                f"Invalid 'max_tokens': expected at least 1, got {prompt.sampling.max_tokens}.",
-                code="integer_below_min_value",
-                param="max_tokens",
             )
 
     def submit(self, prompt: Prompt) -> None:
         """Let the prompt wait for a place in the block. Raises PromptError."""
         self.check(prompt)
-        longest = min(self.max_context_tokens, self._cache.num_tokens)
-        limit = min(longest, len(prompt.token_ids) + prompt.sampling.max_tokens)
+        limit = len(prompt.token_ids) + prompt.sampling.max_tokens
         self._block.add(Row(prompt=prompt, limit_tokens=limit))
 
     def cancel(self, key: str) -> None:
@@ -240,7 +258,9 @@ class Engine:
     def _stops(self, row: Row) -> bool:
         """Whether a stop string has just become whole: only the tail can have changed."""
         stop = row.prompt.sampling.stop
-        tail = max(len(text.encode()) for text in stop) + _STOP_MARGIN_TOKENS
+        tail = (
+            max(len(text.encode("utf-8", "surrogatepass")) for text in stop) + _STOP_MARGIN_TOKENS
+        )
         text = self.tokenizer.decode(row.generated[-tail:])
         if not any(word in text for word in stop):
             return False

@@ -49,7 +49,10 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """With `add_special_tokens`, what the tokenizer itself puts around plain text (often bos)."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        except (TypeError, ValueError) as error:  # a lone surrogate is no text
+            raise TokenizerError(f"the text cannot be tokenised: {error}") from error
         return ids
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:

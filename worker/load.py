@@ -1,6 +1,7 @@
 """From settings to an engine with its weights in place: the one module here that costs torch."""
 
 import functools
+from pathlib import Path
 
 import structlog
 
@@ -14,7 +15,7 @@ from worker.model import resolve_model
 
 def load(settings: Settings) -> Engine:
     """Raises EngineError, or SettingsError for a model that is not there."""
-    log = structlog.get_logger(__name__)
+    log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
     wishes = Wishes(block_rows=settings.block_rows, sweep_tokens=settings.sweep_tokens)
     engine = Engine.load(
         resolve_model(settings),
@@ -25,6 +26,7 @@ def load(settings: Settings) -> Engine:
             spill_dir=settings.weights_dir,
         ),
         policy=functools.partial(PLANNERS["fixed"], wishes=wishes),
+        progress=_PackingNews(log, settings.weights_dir),
     )
     policy = engine.policy
     log.info(
@@ -37,3 +39,23 @@ def load(settings: Settings) -> Engine:
         streamed_bytes=policy.streamed_bytes,
     )
     return engine
+
+
+class _PackingNews:
+    """Tells how far the packing of weights is: at its start and after every tenth."""
+
+    def __init__(self, log: structlog.stdlib.BoundLogger, folder: Path) -> None:
+        self._log = log
+        self._folder = folder
+        self._next_tenth = 0
+
+    def __call__(self, written_bytes: int, total_bytes: int) -> None:
+        tenth = 10 * written_bytes // total_bytes
+        if tenth >= self._next_tenth:
+            self._next_tenth = tenth + 1
+            self._log.info(
+                "packing weights",
+                folder=str(self._folder),
+                written_bytes=written_bytes,
+                total_bytes=total_bytes,
+            )

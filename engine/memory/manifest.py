@@ -15,24 +15,24 @@ TENSOR_ALIGNMENT_BYTES: Final = 64  # of tensors inside a group: a cache line
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PackedTensor:
-    """`offset_bytes` counts from the start of its group."""
+    """`offset_bytes` counts from the start of its group; `crc32` is of the tensor's own bytes."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     offset_bytes: int
     num_bytes: int
+    crc32: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PackGroup:
-    """`offset_bytes` and `num_bytes` are multiples of 4096; `crc32` covers all `num_bytes`."""
+    """`offset_bytes` and `num_bytes` are multiples of 4096."""
 
     name: str
     offset_bytes: int
     num_bytes: int
     tensors: tuple[PackedTensor, ...]
-    crc32: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ def align(num_bytes: int, alignment_bytes: int) -> int:
 
 
 def place_group(name: str, offset_bytes: int, tensors: dict[str, torch.Tensor]) -> PackGroup:
-    """Give each tensor (meta will do) its place; the checksum is not known yet and is 0."""
+    """Give each tensor (meta will do) its place; checksums are not known yet and are 0."""
     placed: list[PackedTensor] = []
     end = 0
     for tensor_name, tensor in tensors.items():
@@ -75,7 +75,6 @@ def place_group(name: str, offset_bytes: int, tensors: dict[str, torch.Tensor]) 
         offset_bytes=offset_bytes,
         num_bytes=align(end, ALIGNMENT_BYTES),
         tensors=tuple(placed),
-        crc32=0,
     )
 
 

@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -26,7 +26,6 @@ from engine.memory.source import read_bytes
 
 DATA_FILE: Final = "weights.bin"
 MANIFEST_FILE: Final = "manifest.json"
-_READ_BYTES: Final = 8 << 20
 
 Progress = Callable[[int, int], None]  # bytes written so far, bytes in all
 
@@ -61,6 +60,11 @@ def ensure_pack(
         return _write(conversion, groups, folder, progress)
 
 
+def plan_groups(checkpoint: Checkpoint, skeleton: nn.Module) -> tuple[PackGroup, ...]:
+    """The groups that a pack of this checkpoint has, before a byte of it is read or written."""
+    return _place(Conversion(checkpoint, skeleton))
+
+
 def open_pack(folder: Path) -> Pack:
     """PackError unless the manifest reads and the data file has the size it promises."""
     pack = read_manifest(folder / MANIFEST_FILE, folder / DATA_FILE)
@@ -71,15 +75,29 @@ def open_pack(folder: Path) -> Pack:
 
 
 def verify(pack: Pack) -> None:
-    """Read all of the pack; PackError names the first group whose checksum differs."""
-    with pack.path.open("rb") as file:
-        for group in pack.groups:
-            crc32 = _crc32_of(file, group)
-            if crc32 != group.crc32:
-                raise PackError(
-                    f"{pack.path}: group {group.name} at byte {group.offset_bytes} has checksum "
-                    f"{crc32:08x}, its manifest says {group.crc32:08x}"
-                )
+    """Read all of the pack; PackError names the first tensor whose checksum differs."""
+    for group in pack.groups:
+        check_tensors(pack, group, read_group(pack, group.name))
+
+
+def check_tensors(pack: Pack, group: PackGroup, values: Mapping[str, torch.Tensor]) -> None:
+    """PackError if a tensor read from the group differs from what was written; the pack is then
+    given up, so that the next start writes it anew.
+    """
+    for tensor in group.tensors:
+        if tensor.name not in values:
+            continue
+        crc32 = _crc32(values[tensor.name])
+        if crc32 != tensor.crc32:
+            pack.path.with_name(MANIFEST_FILE).unlink(missing_ok=True)
+            raise PackError(
+                f"{pack.path} is damaged: {tensor.name} in {group.name} has checksum {crc32:08x}, "
+                f"its manifest says {tensor.crc32:08x}; it will be written anew"
+            )
+
+
+def _crc32(value: torch.Tensor) -> int:
+    return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_group(pack: Pack, name: str) -> dict[str, torch.Tensor]:
@@ -147,8 +165,7 @@ def _write(
     try:
         with (partial / DATA_FILE).open("wb") as file:
             for group in groups:
-                crc32 = _write_group(file, group, conversion.read(group.name))
-                written.append(dataclasses.replace(group, crc32=crc32))
+                written.append(_write_group(file, group, conversion.read(group.name)))
                 if progress is not None:
                     progress(group.offset_bytes + group.num_bytes, total_bytes)
             _flush(file)
@@ -165,36 +182,20 @@ def _write(
     return Pack(path=folder / DATA_FILE, groups=tuple(written))
 
 
-def _write_group(file: BinaryIO, group: PackGroup, values: dict[str, torch.Tensor]) -> int:
-    """Write the tensors and the zeros between them; give the checksum of all."""
-    crc32 = 0
+def _write_group(file: BinaryIO, group: PackGroup, values: dict[str, torch.Tensor]) -> PackGroup:
+    """Write the tensors and the zeros between them; the group with their checksums."""
     end = 0
+    written = []
     for tensor in group.tensors:
         value = values.pop(tensor.name).contiguous()
         assert value.dtype == tensor.dtype, tensor.name
         assert tuple(value.shape) == tensor.shape, tensor.name
-        padding = bytes(tensor.offset_bytes - end)
-        payload = value.reshape(-1).view(torch.uint8).numpy().data
-        for piece in (padding, payload):
-            file.write(piece)
-            crc32 = zlib.crc32(piece, crc32)
+        file.write(bytes(tensor.offset_bytes - end))
+        file.write(value.reshape(-1).view(torch.uint8).numpy().data)
+        written.append(dataclasses.replace(tensor, crc32=_crc32(value)))
         end = tensor.offset_bytes + tensor.num_bytes
-    padding = bytes(group.num_bytes - end)
-    file.write(padding)
-    return zlib.crc32(padding, crc32)
-
-
-def _crc32_of(file: BinaryIO, group: PackGroup) -> int:
-    file.seek(group.offset_bytes)
-    crc32 = 0
-    left_bytes = group.num_bytes
-    while left_bytes:
-        piece = file.read(min(left_bytes, _READ_BYTES))
-        if not piece:
-            break
-        crc32 = zlib.crc32(piece, crc32)
-        left_bytes -= len(piece)
-    return crc32
+    file.write(bytes(group.num_bytes - end))
+    return dataclasses.replace(group, tensors=tuple(written))
 
 
 def _flush(file: BinaryIO) -> None:

@@ -1,20 +1,21 @@
 """A layer's tensors by where they live, and where a direct read leaves each; no devices, no threads."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
 from engine.errors import EngineError
 from engine.memory.layout import BUFFERS
-from engine.memory.manifest import Pack, PackedTensor, PackGroup
+from engine.memory.manifest import PackedTensor, PackGroup
 from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
 from engine.planning.policy import Split, Tier
 
 
-def split_groups(pack: Pack) -> tuple[list[PackGroup], list[PackGroup]]:
-    """The pack's layers, first to last, and its other groups of parameters."""
-    layers = [group for group in pack.groups if group.name.startswith("layers.")]
-    outer = [group for group in pack.groups if group not in layers and group.name != BUFFERS]
+def split_groups(groups: Sequence[PackGroup]) -> tuple[list[PackGroup], list[PackGroup]]:
+    """A pack's layers, first to last, and its other groups of parameters."""
+    layers = [group for group in groups if group.name.startswith("layers.")]
+    outer = [group for group in groups if group not in layers and group.name != BUFFERS]
     return layers, outer
 
 

@@ -1,12 +1,13 @@
 """What a model weighs, read off its config and its pack: the planner's figures, no weights."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from engine.context import max_context_tokens
 from engine.memory.kv_cache import KVShape
-from engine.memory.manifest import Pack
+from engine.memory.manifest import PackGroup
 from engine.memory.placement import split_groups
 from engine.planning.shape import ModelShape
 
@@ -23,9 +24,9 @@ def kv_shapes(config: Any) -> list[KVShape]:
     return [shape] * int(text.num_hidden_layers)
 
 
-def model_shape(pack: Pack, config: Any, *, dtype: torch.dtype) -> ModelShape:
+def model_shape(groups: Sequence[PackGroup], config: Any, *, dtype: torch.dtype) -> ModelShape:
     text = config.get_text_config(decoder=True)
-    layers, outer = split_groups(pack)
+    layers, outer = split_groups(groups)
     itemsizes = {tensor.dtype.itemsize for group in layers for tensor in group.tensors}
     hidden_size = int(text.hidden_size)
     return ModelShape(

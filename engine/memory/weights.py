@@ -15,6 +15,7 @@ from torch import nn
 
 from engine.errors import EngineError, PackError
 from engine.memory.manifest import Pack, PackedTensor, PackGroup
+from engine.memory.pack import check_tensors
 from engine.memory.placement import (
     LayerParts,
     part_layer,
@@ -81,11 +82,13 @@ class StreamedWeights:
         device: torch.device,
     ) -> None:
         self.counters = WeightCounters()
+        self._pack = pack
+        self._unchecked = set(range(len(splits)))  # layers whose streamed part was never read
         self._device = device
         # The skeleton says in what dtype each parameter computes: some stay in float32.
         self._dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
         self._owners = _parameter_owners(model)
-        layers, outer = split_groups(pack)
+        layers, outer = split_groups(pack.groups)
         self._parts = [
             part_layer(group, split, compute) for group, split in zip(layers, splits, strict=True)
         ]
@@ -188,6 +191,9 @@ class StreamedWeights:
         if slot.filled is not None:
             slot.filled.synchronize()  # the staging buffer's last copy has left it
         staged = read_tensors(self._reader, slot.staging, parts.group, parts.on_disk)
+        if layer in self._unchecked:
+            check_tensors(self._pack, parts.group, staged)
+            self._unchecked.discard(layer)
         sources = {**self._hosted[layer], **staged}
         if self._copy_stream is None:
             if not self._in_place:
@@ -261,11 +267,16 @@ class StreamedWeights:
         except OSError as error:
             self._reader.close()
             raise PackError(f"the weights cannot be loaded: {error}") from error
+        except PackError:
+            self._reader.close()
+            raise
 
     def _load_resident(self, group: PackGroup, tensors: tuple[PackedTensor, ...]) -> None:
         for tensor in tensors:
             buffer = HostBuffer(tensor.num_bytes + 2 * PAGE_BYTES, pinned=False)
-            [(name, source)] = read_tensors(self._reader, buffer, group, (tensor,)).items()
+            found = read_tensors(self._reader, buffer, group, (tensor,))
+            check_tensors(self._pack, group, found)
+            [(name, source)] = found.items()
             self._bind(name, source.to(self._device, self._dtypes[name], copy=True))
 
     def _load_hosted(self, parts: LayerParts) -> dict[str, torch.Tensor]:
@@ -273,7 +284,9 @@ class StreamedWeights:
         if not parts.hosted:
             return {}
         buffer = HostBuffer(span_bytes(parts.hosted) + 2 * PAGE_BYTES, pinned=True)
-        return read_tensors(self._reader, buffer, parts.group, parts.hosted)
+        found = read_tensors(self._reader, buffer, parts.group, parts.hosted)
+        check_tensors(self._pack, parts.group, found)
+        return found
 
     def _bind(self, name: str, value: torch.Tensor) -> None:
         for owner, attribute in self._owners[name]:

@@ -72,7 +72,7 @@ REFUSED: Final = {
         prompt_of(num_tokens=CONTEXT),
         "context_length_exceeded",
         "prompt",
-        r"is 512 tokens.* Your prompt has 512 tokens",
+        r"is 512 tokens.* 520 were asked for \(512 in the prompt",
     ),
     "beyond_the_vocabulary": (
         dataclasses.replace(prompt_of(), token_ids=(5, 256)),
@@ -108,16 +108,60 @@ def test_a_prompt_that_cannot_run_is_refused_with_its_numbers_and_leaves_no_row(
 
 
 def test_a_prompt_that_leaves_room_for_one_token_gets_one(shared: Engine) -> None:
-    found = run(shared, prompt_of(num_tokens=CONTEXT - 1, max_tokens=50))["a"]
+    with pytest.raises(PromptError, match=r"513 were asked for \(511 in the prompt, 2 in"):
+        shared.check(prompt_of(num_tokens=CONTEXT - 1, max_tokens=2))
+    found = run(shared, prompt_of(num_tokens=CONTEXT - 1, max_tokens=1))["a"]
     assert (found.num_prompt_tokens, found.num_generated) == (CONTEXT - 1, 1)
     assert found.finish_reason is FinishReason.LENGTH
 
 
 def test_a_cache_smaller_than_the_context_is_what_limits_a_row(folder: Path) -> None:
     with load(folder, kv_bytes=256 * 2 * 2 * 16 * 4 * 4) as engine:
+        assert engine.max_context_tokens == 256
         with pytest.raises(PromptError, match="is 256 tokens"):
-            engine.check(prompt_of(num_tokens=256))
-        assert run(engine, prompt_of(num_tokens=250, max_tokens=50))["a"].num_generated == 6
+            engine.check(prompt_of(num_tokens=250, max_tokens=7))
+        assert run(engine, prompt_of(num_tokens=250, max_tokens=6))["a"].num_generated == 6
+
+
+def test_a_resident_tensor_that_was_damaged_on_disk_is_packed_anew(
+    folder: Path, shared: Engine, tmp_path: Path
+) -> None:
+    expected = run(shared, prompt_of())
+    budgets = budgets_of(folder, spill_dir=tmp_path)
+    Engine.load(folder, budgets=budgets, policy=streaming(1.0)).close()
+    damage_last_byte_but(next(tmp_path.glob("packs/*/weights.bin")), 5000)
+    with Engine.load(folder, budgets=budgets, policy=streaming(1.0)) as engine:
+        assert run(engine, prompt_of()) == expected
+
+
+def test_a_streamed_layer_that_was_damaged_on_disk_is_noticed_and_packed_anew_at_the_next_start(
+    folder: Path, shared: Engine, tmp_path: Path
+) -> None:
+    expected = run(shared, prompt_of())
+    budgets = budgets_of(folder, spill_dir=tmp_path)
+    Engine.load(folder, budgets=budgets, policy=streaming(0.0)).close()
+    [path] = tmp_path.glob("packs/*/weights.bin")
+    damage_last_byte_but(path, path.stat().st_size // 2)
+    with (
+        pytest.raises(EngineError, match=r"is damaged: .* it will be written anew"),
+        Engine.load(folder, budgets=budgets, policy=streaming(0.0)) as engine,
+    ):
+        run(engine, prompt_of())
+    with Engine.load(folder, budgets=budgets, policy=streaming(0.0)) as engine:
+        assert run(engine, prompt_of()) == expected
+
+
+def damage_last_byte_but(path: Path, num_bytes: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[-num_bytes] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_policy_that_is_over_budget_writes_no_pack(folder: Path, tmp_path: Path) -> None:
+    budgets = budgets_of(folder, host_bytes=100_000, spill_dir=tmp_path)
+    with pytest.raises(BudgetError):
+        Engine.load(folder, budgets=budgets, policy=streaming(1.0))
+    assert not list(tmp_path.glob("packs/*/weights.bin"))
 
 
 def test_a_policy_over_the_budget_is_refused_with_the_numbers(folder: Path) -> None:

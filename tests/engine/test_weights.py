@@ -35,7 +35,7 @@ class Tiny:
 
     def splits(self, resident: Sequence[float]) -> list[Split]:
         """One fraction a layer."""
-        layers, _ = split_groups(self.pack)
+        layers, _ = split_groups(self.pack.groups)
         return [
             split_layer(tensor_bytes(group), Tier.CPU, resident=fraction)
             for group, fraction in zip(layers, resident, strict=True)
@@ -96,7 +96,7 @@ def finish_in_time(work: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("compute", [Tier.CPU, Tier.GPU])
 def test_a_layer_is_cut_where_its_split_says_in_the_packs_order(tiny: Tiny, compute: Tier) -> None:
-    group = split_groups(tiny.pack)[0][1]
+    group = split_groups(tiny.pack.groups)[0][1]
     sizes = tensor_bytes(group)
     first, second = sum(sizes[:2]), sum(sizes[2:5])
     if compute is Tier.GPU:
@@ -111,7 +111,7 @@ def test_a_layer_is_cut_where_its_split_says_in_the_packs_order(tiny: Tiny, comp
 
 @pytest.mark.parametrize("excess_bytes", [-1, 1])
 def test_a_border_inside_a_tensor_is_refused_with_the_bytes(tiny: Tiny, excess_bytes: int) -> None:
-    group = split_groups(tiny.pack)[0][2]
+    group = split_groups(tiny.pack.groups)[0][2]
     sizes = tensor_bytes(group)
     kept = sum(sizes[:3]) + excess_bytes
     split = Split(gpu_bytes=0, cpu_bytes=kept, disk_bytes=sum(sizes) - kept)
@@ -120,7 +120,7 @@ def test_a_border_inside_a_tensor_is_refused_with_the_bytes(tiny: Tiny, excess_b
 
 
 def test_a_split_of_more_than_the_layer_is_refused(tiny: Tiny) -> None:
-    group = split_groups(tiny.pack)[0][0]
+    group = split_groups(tiny.pack.groups)[0][0]
     total = sum(tensor_bytes(group))
     split = Split(gpu_bytes=0, cpu_bytes=total, disk_bytes=1)
     with pytest.raises(EngineError, match=r"nearest 0"):
@@ -128,7 +128,7 @@ def test_a_split_of_more_than_the_layer_is_refused(tiny: Tiny) -> None:
 
 
 def test_a_split_that_forgets_part_of_the_layer_is_refused(tiny: Tiny) -> None:
-    group = split_groups(tiny.pack)[0][0]
+    group = split_groups(tiny.pack.groups)[0][0]
     sizes = tensor_bytes(group)
     split = Split(gpu_bytes=0, cpu_bytes=sum(sizes[:2]), disk_bytes=sum(sizes[2:-1]))
     with pytest.raises(EngineError, match=r"layers\.0"):
@@ -169,7 +169,7 @@ def test_every_layer_has_exactly_its_packed_values_while_it_is_held(
 ) -> None:
     weights = tiny.stream(resident)
     try:
-        for group in split_groups(tiny.pack)[1]:
+        for group in split_groups(tiny.pack.groups)[1]:
             require_values(tiny.pack, group.name, tiny.model)
         for _sweep in range(3):
             for layer in range(NUM_LAYERS):
