@@ -177,6 +177,14 @@ def test_an_output_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "out.jsonl").read_text() == "dear to somebody\n"
 
 
+@pytest.mark.parametrize(("name", "out"), [("in.jsonl", "in.jsonl"), ("a.errors.jsonl", "a.jsonl")])
+def test_neither_results_nor_errors_may_go_over_the_requests(
+    tmp_path: Path, name: str, out: str
+) -> None:
+    with pytest.raises(StartError, match="over the requests"):
+        ResultPaths.beside(tmp_path / name, tmp_path / out)
+
+
 def test_a_file_with_faults_is_refused_with_all_of_them(tmp_path: Path) -> None:
     source = _write(tmp_path / "in.jsonl", [[1], [2]])
     source.write_text(source.read_text().replace("line-1", "line-0") + "not json\n")

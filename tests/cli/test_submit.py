@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from typer.testing import CliRunner
 
+from cli.errors import StartError
 from cli.main import app
 
 _FILE = {
@@ -122,3 +123,25 @@ def test_the_endpoint_is_what_the_lines_ask_for(url: str, tmp_path: Path) -> Non
     _Handler.states = [{"status": "completed", "request_counts": _counts(1, 1)}]
     _submit(url, tmp_path, endpoint="/v1/completions")
     assert _Handler.created[0]["endpoint"] == "/v1/completions"
+
+
+@pytest.mark.parametrize(("name", "out"), [("in.jsonl", "in.jsonl"), ("a.errors.jsonl", "a.jsonl")])
+def test_results_that_would_go_over_the_requests_are_refused(
+    url: str, tmp_path: Path, name: str, out: str
+) -> None:
+    (tmp_path / name).write_text("the only copy\n")
+    command = ["submit", str(tmp_path / name), "--url", url, "--out", str(tmp_path / out)]
+    answer = CliRunner().invoke(app, command)
+    assert isinstance(answer.exception, StartError)
+    assert (tmp_path / name).read_text() == "the only copy\n"
+    assert _Handler.created == [], "nothing was sent"
+
+
+def test_a_batch_without_results_leaves_those_of_an_earlier_one(url: str, tmp_path: Path) -> None:
+    for name in ("in.output.jsonl", "in.errors.jsonl"):
+        (tmp_path / name).write_text("of an earlier batch\n")
+    _Handler.states = [{"status": "failed"}]
+    status, _ = _submit(url, tmp_path)
+    assert status == 1
+    for name in ("in.output.jsonl", "in.errors.jsonl"):
+        assert (tmp_path / name).read_text() == "of an earlier batch\n"
