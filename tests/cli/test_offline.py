@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+import cli.run
 import worker.model
 from cli.errors import StartError
+from cli.main import app
 from cli.offline import OfflineRun, Tally, open_batch
 from cli.result_files import ResultPaths, open_results
 from cli.run import answer_file
@@ -222,3 +225,22 @@ def test_the_command_loads_shows_and_closes_the_engine(
     assert tally.num_answered == 2
     assert engine.closed
     assert "num_sweeps: 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "gpu_bytes"), [([], 2**30), (["--gpu-memory", "0"], 0)])
+def test_an_option_of_zero_counts_against_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: list[str], gpu_bytes: int
+) -> None:
+    asked: list[Settings] = []
+
+    def answer(source: Path, paths: ResultPaths, settings: Settings, *, resume: bool) -> Tally:
+        asked.append(settings)
+        return Tally()
+
+    monkeypatch.setattr(cli.run, "answer_file", answer)
+    (tmp_path / "model.gguf").touch()
+    environment = {"FREIGHT_STATE_DIR": str(tmp_path), "FREIGHT_GPU_MEMORY_BYTES": "1GiB"}
+    command = ["run", "in.jsonl", "out.jsonl", "--model", str(tmp_path / "model.gguf"), *option]
+    answered = CliRunner().invoke(app, command, env=environment)
+    assert answered.exit_code == 0, answered.output
+    assert asked[0].gpu_memory_bytes == gpu_bytes
