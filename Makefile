@@ -12,7 +12,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 setup: $(VENV)/.ready
 
-demo: setup model  ## a real batch from upload to results, then everything stops
+demo: setup model  ## a real batch from upload to results, beside any server; then all stops
 	$(BIN)/freight demo
 
 serve: setup model  ## the server on 127.0.0.1:8000 with the demo model; SERVE="--port 9000 ..."

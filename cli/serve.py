@@ -76,8 +76,7 @@ def running(settings: Settings) -> Iterator[Running]:
             settings = dataclasses.replace(settings, redis_url=url)
         supervisor = Supervisor(
             roles(settings),
-            # Passed on, not read: children need PATH, HOME and the like.
-            environment={**os.environ, **settings.to_environment()},  # noqa: TID251
+            environment=_child_environment(settings),
             logs_dir=settings.state_dir / "logs",
             report=say,
         )
@@ -89,6 +88,13 @@ def running(settings: Settings) -> Iterator[Running]:
         supervisor.await_ready()
         yield Running(url=_url(settings), check=supervisor.check)
         say("stopping")
+
+
+def _child_environment(settings: Settings) -> dict[str, str]:
+    """Passed on, not read: children need PATH, HOME and the like, and `settings` as they are."""
+    passed = os.environ.items()  # noqa: TID251
+    others = {name: value for name, value in passed if not name.startswith("FREIGHT_")}
+    return {**others, **settings.to_environment()}
 
 
 def roles(settings: Settings) -> tuple[Role, ...]:

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cli.demo import Figures, is_conserved
+from cli.demo import Figures, demo_settings, is_conserved
 from cli.demo_input import demo_requests, write_demo_input
 from jobs.batch import Endpoint
 from jobs.line import parse_request_line
+from jobs.settings import Settings
 
 
 def _num_characters(request: Mapping[str, Any]) -> int:
@@ -64,3 +65,21 @@ def test_figures_count_what_the_output_says() -> None:
     assert "10.0 /s" in text, "20 output tokens"
     assert "40.0 /s" in text, "80 tokens in all"
     assert json.dumps([figures.input_tokens, figures.output_tokens]) == "[60, 20]"
+
+
+def test_the_demo_shares_model_and_weights_with_a_server_and_nothing_else(tmp_path: Path) -> None:
+    usual = Settings(
+        state_dir=tmp_path,
+        database_url="postgresql://somewhere/ledger",
+        redis_url="redis://somewhere:6379/0",
+        host="0.0.0.0",
+    )
+    usual.models_dir.mkdir()
+    (usual.models_dir / "own.gguf").touch()
+    settings = demo_settings(usual, model="own")
+    assert settings.model == str(usual.models_dir / "own.gguf")
+    assert settings.weights_dir == usual.weights_dir
+    assert settings.state_dir == tmp_path / "demo"
+    assert settings.ledger_url == f"sqlite:///{tmp_path}/demo/ledger.db"
+    assert (settings.redis_url, settings.host) == (None, "127.0.0.1")
+    assert settings.port != usual.port

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.serve import _child_environment
+from jobs.settings import Settings
 from tests.support.processes import is_running, wait_until
 
 _ROOT = Path(__file__).parents[2]
@@ -113,3 +115,13 @@ def test_a_child_that_finds_its_settings_wrong_ends_serve(
     )
     assert done.returncode == os.EX_CONFIG
     assert "error: server: the model is truncated" in done.stderr
+
+
+def test_children_get_the_settings_and_no_variable_that_these_leave_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FREIGHT_DATABASE_URL", "postgresql://somewhere/ledger")
+    settings = Settings(state_dir=tmp_path, model="some.gguf")
+    environment = _child_environment(settings)
+    assert environment["PATH"] == os.environ["PATH"]
+    assert Settings.from_environment(environment) == settings
