@@ -63,7 +63,8 @@ def running(settings: Settings) -> Iterator[Running]:
     SIGTERM and SIGHUP become KeyboardInterrupt, as SIGINT is, and unwind the same way. A second
     one cuts the stop short: the children are tethered and die with this process.
     """
-    from cli.valkey import embedded_valkey  # noqa: PLC0415 (redis is slow to import)
+    from cli.presence import require_redis  # noqa: PLC0415 (redis is slow to import)
+    from cli.valkey import embedded_valkey  # noqa: PLC0415
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -74,6 +75,8 @@ def running(settings: Settings) -> Iterator[Running]:
             say(f"starting Valkey in {settings.state_dir / 'valkey'}")
             url = stack.enter_context(embedded_valkey(settings.state_dir))
             settings = dataclasses.replace(settings, redis_url=url)
+        else:
+            require_redis(settings.redis_url)
         supervisor = Supervisor(
             roles(settings),
             environment=_child_environment(settings),
