@@ -1,7 +1,10 @@
-"""`freight submit` against a small server of the contract's shapes, through the real client."""
+"""`freight submit`, and the README's client, against a small server of the contract's shapes."""
 
 import http.server
 import json
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,3 +148,25 @@ def test_a_batch_without_results_leaves_those_of_an_earlier_one(url: str, tmp_pa
     assert status == 1
     for name in ("in.output.jsonl", "in.errors.jsonl"):
         assert (tmp_path / name).read_text() == "of an earlier batch\n"
+
+
+def test_the_readmes_client_waits_for_the_batch_and_shows_both_files(
+    url: str, tmp_path: Path
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (line,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "requests.jsonl").write_text(line)
+    ended = {"status": "completed", "output_file_id": "file-out", "error_file_id": "file-err"}
+    _Handler.states = [{"status": "in_progress"}, ended]
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace("http://127.0.0.1:8000", url)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '{"from": "file-out"}' in done.stdout
+    assert '{"from": "file-err"}' in done.stdout
