@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import http.client
 import os
+import shlex
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -157,8 +159,15 @@ def _url(settings: Settings) -> str:
 
 
 def _ready_text(url: str) -> str:
+    submit = shlex.join([*_own_command(), "submit", "requests.jsonl", "--url", url])
     return (
         f"\nFreight is ready at {url}/v1 (Ctrl-C stops it)\n"
-        f"  freight submit requests.jsonl --url {url}\n"
+        f"  {submit}\n"
         f'  python: OpenAI(base_url="{url}/v1", api_key="none")\n'
     )
+
+
+def _own_command() -> tuple[str, ...]:
+    """What starts Freight from any shell, whether or not its environment is active there."""
+    installed = Path(sys.executable).with_name("freight")
+    return (str(installed),) if installed.exists() else (sys.executable, "-m", "cli.main")
