@@ -50,7 +50,7 @@ def submit_and_fetch(
     from cli.client import follow, send  # noqa: PLC0415 (slow to import)
 
     batch = send(client, file)
-    say(f"batch {batch.id}: follow, cancel or fetch it by this name")
+    say(f"batch {batch.id}: client.batches.retrieve and client.batches.cancel take this id")
     meter = _Meter()
     with progress_bar() as bar:
         task = bar.add_task(batch.status, total=None, rate="")
