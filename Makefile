@@ -7,12 +7,12 @@ BIN    := $(VENV)/bin
 MODEL  := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo serve model test gpu bench fmt lint types imports tests lock clean
+.PHONY: setup demo serve model test slow gpu bench fmt lint types imports tests lock clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
 
-demo: setup model  ## a real batch from upload to results, then everything stops
+demo: setup model  ## a real batch from upload to results, beside any server; then all stops
 	$(BIN)/freight demo
 
 serve: setup model  ## the server on 127.0.0.1:8000 with the demo model; SERVE="--port 9000 ..."
@@ -57,6 +57,10 @@ imports:
 tests:
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage report --fail-under=85
+
+# What takes minutes, such as the whole demo; not part of `make test`.
+slow: setup model
+	$(BIN)/python -m pytest -m slow
 
 # The same engine on a CUDA device; fails where there is none.
 gpu: setup

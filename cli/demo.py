@@ -1,4 +1,8 @@
-"""`freight demo`: the whole path once, on this machine, with figures; then it stops again."""
+"""`freight demo`: the whole path once, on this machine, with figures; then it stops again.
+
+It keeps to itself: own state folder, ledger, queue and port. A server that runs already is left
+alone, and so are the batches that wait for it.
+"""
 
 import collections
 import dataclasses
@@ -13,6 +17,7 @@ import typer
 
 from cli.console import say, show
 from cli.demo_input import write_demo_input
+from cli.model import find_model
 from cli.result_files import ResultPaths
 from cli.serve import ModelOption, running
 from cli.submit import submit_and_fetch
@@ -26,10 +31,9 @@ def demo(model: ModelOption = None) -> None:
     """Start everything, run a real batch through the official client, show results and figures."""
     from cli.client import connect  # noqa: PLC0415 (slow to import)
 
-    settings = _settings(model)
-    folder = settings.state_dir / "demo"
-    folder.mkdir(parents=True, exist_ok=True)
-    requests = folder / "requests.jsonl"
+    settings = demo_settings(Settings.from_environment(), model=model)
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    requests = settings.state_dir / "requests.jsonl"
     results = ResultPaths.beside(requests)
     with running(settings) as freight, connect(freight.url) as client:
         model_id = client.models.list().data[0].id
@@ -50,13 +54,25 @@ def demo(model: ModelOption = None) -> None:
         raise typer.Exit(1)
 
 
-def _settings(model: str | None) -> Settings:
-    """The usual state folder, on a free port: a server that runs already is left alone."""
-    settings = Settings.from_environment()
+def demo_settings(usual: Settings, *, model: str | None) -> Settings:
+    """Everything apart from the usual but the model and its packed weights, which cost time."""
+    usual = dataclasses.replace(usual, model=model or usual.model)
+    return dataclasses.replace(
+        usual,
+        state_dir=usual.state_dir / "demo",
+        database_url=None,
+        redis_url=None,
+        host="127.0.0.1",
+        port=_free_port(),
+        model=str(find_model(usual)),
+        spill_dir=usual.weights_dir,
+    )
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    return dataclasses.replace(settings, host="127.0.0.1", port=port, model=model or settings.model)
+        return int(probe.getsockname()[1])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the command line refuses by itself; the message is shown and the exit status is 1.
+"""What the command line refuses by itself; shown without a traceback, exit status EX_CONFIG (78).
 
 FreightError (jobs.errors)
 └── StartError             something that must run cannot be started: missing, taken, died

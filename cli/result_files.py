@@ -19,12 +19,18 @@ class ResultPaths:
 
     @classmethod
     def beside(cls, file: Path, out: Path | None = None) -> "ResultPaths":
-        """`a.jsonl` gives `a.output.jsonl` and `a.errors.jsonl`; a named output its own errors."""
-        if out is None:
-            return cls(
-                output=file.with_suffix(".output.jsonl"), errors=file.with_suffix(".errors.jsonl")
-            )
-        return cls(output=out, errors=out.with_suffix(".errors.jsonl"))
+        """`a.jsonl` gives `a.output.jsonl` and `a.errors.jsonl`; a named output its own errors.
+
+        Raises StartError if one of them is `file` itself, which would be lost.
+        """
+        paths = cls(
+            output=out or file.with_suffix(".output.jsonl"),
+            errors=(out or file).with_suffix(".errors.jsonl"),
+        )
+        for path in (paths.output, paths.errors):
+            if path.resolve() == file.resolve():
+                raise StartError(f"results would go to {path}, over the requests; name another")
+        return paths
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

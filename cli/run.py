@@ -17,8 +17,15 @@ from jobs.settings import Settings, parse_bytes
 if TYPE_CHECKING:  # what runs the engine is loaded by the command alone
     from cli.offline import OfflineBatch, OfflineRun, Tally
 
-_Size: TypeAlias = Annotated[
-    int | None, typer.Option(parser=parse_bytes, metavar="SIZE", help="For example 1.5GiB.")
+_HostMemory: TypeAlias = Annotated[
+    int | None,
+    typer.Option(parser=parse_bytes, metavar="SIZE", help="Most host memory, say 1.5GiB."),
+]
+_GpuMemory: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_bytes, metavar="SIZE", help="Most GPU memory, say 20GiB; 0 forces the CPU."
+    ),
 ]
 
 
@@ -27,8 +34,8 @@ def run(
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Results, as they finish.")],
     model: ModelOption = None,
     *,
-    host_memory: _Size = None,
-    gpu_memory: _Size = None,
+    host_memory: _HostMemory = None,
+    gpu_memory: _GpuMemory = None,
     spill_dir: Annotated[
         Path | None, typer.Option(help="Folder for what does not fit in memory.")
     ] = None,
@@ -38,14 +45,14 @@ def run(
 ) -> None:
     """Answer IN.jsonl in this process. Failed lines go to OUT.errors.jsonl. 0 if none failed."""
     settings = Settings.from_environment()
-    settings = dataclasses.replace(settings, model=model or settings.model)
     settings = dataclasses.replace(
         settings,
-        model=str(find_model(settings)),
-        host_memory_bytes=host_memory or settings.host_memory_bytes,
-        gpu_memory_bytes=gpu_memory or settings.gpu_memory_bytes,
+        model=model or settings.model,
+        host_memory_bytes=settings.host_memory_bytes if host_memory is None else host_memory,
+        gpu_memory_bytes=settings.gpu_memory_bytes if gpu_memory is None else gpu_memory,
         spill_dir=spill_dir or settings.spill_dir,
     )
+    settings = dataclasses.replace(settings, model=str(find_model(settings)))
     paths = ResultPaths.beside(source, out)
     try:
         tally = answer_file(source, paths, settings, resume=resume)

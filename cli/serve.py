@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import http.client
 import os
+import shlex
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -63,7 +65,8 @@ def running(settings: Settings) -> Iterator[Running]:
     SIGTERM and SIGHUP become KeyboardInterrupt, as SIGINT is, and unwind the same way. A second
     one cuts the stop short: the children are tethered and die with this process.
     """
-    from cli.valkey import embedded_valkey  # noqa: PLC0415 (redis is slow to import)
+    from cli.presence import require_redis  # noqa: PLC0415 (redis is slow to import)
+    from cli.valkey import embedded_valkey  # noqa: PLC0415
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -74,10 +77,11 @@ def running(settings: Settings) -> Iterator[Running]:
             say(f"starting Valkey in {settings.state_dir / 'valkey'}")
             url = stack.enter_context(embedded_valkey(settings.state_dir))
             settings = dataclasses.replace(settings, redis_url=url)
+        else:
+            require_redis(settings.redis_url)
         supervisor = Supervisor(
             roles(settings),
-            # Passed on, not read: children need PATH, HOME and the like.
-            environment={**os.environ, **settings.to_environment()},  # noqa: TID251
+            environment=_child_environment(settings),
             logs_dir=settings.state_dir / "logs",
             report=say,
         )
@@ -89,6 +93,13 @@ def running(settings: Settings) -> Iterator[Running]:
         supervisor.await_ready()
         yield Running(url=_url(settings), check=supervisor.check)
         say("stopping")
+
+
+def _child_environment(settings: Settings) -> dict[str, str]:
+    """Passed on, not read: children need PATH, HOME and the like, and `settings` as they are."""
+    passed = os.environ.items()  # noqa: TID251
+    others = {name: value for name, value in passed if not name.startswith("FREIGHT_")}
+    return {**others, **settings.to_environment()}
 
 
 def roles(settings: Settings) -> tuple[Role, ...]:
@@ -148,8 +159,15 @@ def _url(settings: Settings) -> str:
 
 
 def _ready_text(url: str) -> str:
+    submit = shlex.join([*_own_command(), "submit", "requests.jsonl", "--url", url])
     return (
         f"\nFreight is ready at {url}/v1 (Ctrl-C stops it)\n"
-        f"  freight submit requests.jsonl --url {url}\n"
+        f"  {submit}\n"
         f'  python: OpenAI(base_url="{url}/v1", api_key="none")\n'
     )
+
+
+def _own_command() -> tuple[str, ...]:
+    """What starts Freight from any shell, whether or not its environment is active there."""
+    installed = Path(sys.executable).with_name("freight")
+    return (str(installed),) if installed.exists() else (sys.executable, "-m", "cli.main")

@@ -50,7 +50,7 @@ def submit_and_fetch(
     from cli.client import follow, send  # noqa: PLC0415 (slow to import)
 
     batch = send(client, file)
-    say(f"batch {batch.id}: follow, cancel or fetch it by this name")
+    say(f"batch {batch.id}: client.batches.retrieve and client.batches.cancel take this id")
     meter = _Meter()
     with progress_bar() as bar:
         task = bar.add_task(batch.status, total=None, rate="")
@@ -99,10 +99,14 @@ def _fetch_results(client: "OpenAI", batch: "Batch", results: ResultPaths) -> No
 
     found = ((batch.output_file_id, results.output), (batch.error_file_id, results.errors))
     for file_id, path in found:
-        path.unlink(missing_ok=True)  # results of an earlier batch are not this one's
         if file_id:
             fetch(client, file_id, path)
             say(f"wrote {path}")
+    if not (batch.output_file_id or batch.error_file_id):
+        return  # an earlier batch's results stay until there are others in their place
+    for file_id, path in found:
+        if not file_id:
+            path.unlink(missing_ok=True)  # what an earlier batch left is not this one's
 
 
 def _conclude(batch: "Batch") -> bool:

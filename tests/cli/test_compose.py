@@ -1,5 +1,6 @@
 """The container files agree with one another and with the settings."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,19 @@ def test_every_variable_is_a_real_setting_and_none_is_a_secret() -> None:
         }
         assert all(name.startswith("FREIGHT_") for name in environment)
         Settings.from_environment(environment)  # raises on a name that it does not know
+
+
+# What the containers set themselves, and what means nothing in them (docker-compose.yml).
+_OWN = {"STATE_DIR", "REDIS_URL", "HOST", "PORT", "MODEL", "DATABASE_URL", "SPILL_DIR"}
+
+
+@pytest.mark.parametrize("role", ["server", "intake", "worker"])
+def test_every_setting_is_passed_on_by_its_name_but_for_the_containers_own(role: str) -> None:
+    environment = dict(_services())[role]["environment"]
+    passed = {name for name, value in environment.items() if value == f"${{{name}:-}}"}
+    settings = {field.name.upper() for field in dataclasses.fields(Settings)}
+    assert passed == {f"FREIGHT_{name}" for name in settings - _OWN}
+    assert set(environment) - passed <= {f"FREIGHT_{name}" for name in _OWN}
 
 
 def test_redis_keeps_what_it_acknowledged() -> None:

@@ -1,14 +1,23 @@
-"""The demo's input is what it claims to be, and its verdict is strict."""
+"""The demo's input is what it claims to be, its verdict is strict, and it runs beside a server."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cli.demo import Figures, is_conserved
+import pytest
+
+from cli.demo import Figures, demo_settings, is_conserved
 from cli.demo_input import demo_requests, write_demo_input
+from cli.valkey import embedded_valkey
 from jobs.batch import Endpoint
 from jobs.line import parse_request_line
+from jobs.settings import Settings
+
+_ROOT = Path(__file__).parents[2]
 
 
 def _num_characters(request: Mapping[str, Any]) -> int:
@@ -64,3 +73,47 @@ def test_figures_count_what_the_output_says() -> None:
     assert "10.0 /s" in text, "20 output tokens"
     assert "40.0 /s" in text, "80 tokens in all"
     assert json.dumps([figures.input_tokens, figures.output_tokens]) == "[60, 20]"
+
+
+def test_the_demo_shares_model_and_weights_with_a_server_and_nothing_else(tmp_path: Path) -> None:
+    usual = Settings(
+        state_dir=tmp_path,
+        database_url="postgresql://somewhere/ledger",
+        redis_url="redis://somewhere:6379/0",
+        host="0.0.0.0",
+    )
+    usual.models_dir.mkdir()
+    (usual.models_dir / "own.gguf").touch()
+    settings = demo_settings(usual, model="own")
+    assert settings.model == str(usual.models_dir / "own.gguf")
+    assert settings.weights_dir == usual.weights_dir
+    assert settings.state_dir == tmp_path / "demo"
+    assert settings.ledger_url == f"sqlite:///{tmp_path}/demo/ledger.db"
+    assert (settings.redis_url, settings.host) == (None, "127.0.0.1")
+    assert settings.port != usual.port
+
+
+@pytest.mark.slow
+def test_the_demo_answers_every_line_in_a_folder_that_a_server_holds(
+    tmp_path: Path, demo_model: Path
+) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FREIGHT_")}
+    with embedded_valkey(tmp_path):  # as a running `freight serve` has it
+        done = subprocess.run(
+            [sys.executable, "-m", "cli.main", "demo", "--model", str(demo_model)],
+            cwd=_ROOT,
+            env={**clean, "FREIGHT_STATE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=1800,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    num_requests = len((tmp_path / "demo" / "requests.jsonl").read_bytes().splitlines())
+    answers = (tmp_path / "demo" / "requests.output.jsonl").read_bytes().splitlines()
+    assert len(answers) == num_requests >= 120
+    assert f"{num_requests} lines answered in" in done.stdout
+    assert f"state folder  {tmp_path / 'demo'}" in done.stdout
+    assert "stopped" in done.stderr
+    assert not (tmp_path / "demo" / "valkey" / "url").exists()
+    assert list((tmp_path / "spill" / "packs").iterdir()), "where the server's own weights lie"

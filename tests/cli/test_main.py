@@ -91,6 +91,14 @@ def test_serve_refuses_a_port_that_is_taken(tmp_path: Path) -> None:
     assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr
 
 
+def test_serve_refuses_a_redis_that_does_not_answer(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    environment = {"FREIGHT_REDIS_URL": "redis://127.0.0.1:1/0", "FREIGHT_PORT": "0"}
+    done = _freight("serve", "--model", "model.gguf", state_dir=tmp_path, environment=environment)
+    assert done.returncode == os.EX_CONFIG
+    assert "no Redis answers at 127.0.0.1:1" in done.stderr
+
+
 def test_submit_of_a_missing_file_names_it(tmp_path: Path) -> None:
     done = _freight("submit", "nothing.jsonl", state_dir=tmp_path)
     assert done.returncode == os.EX_CONFIG

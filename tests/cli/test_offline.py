@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+import cli.run
 import worker.model
 from cli.errors import StartError
+from cli.main import app
 from cli.offline import OfflineRun, Tally, open_batch
 from cli.result_files import ResultPaths, open_results
 from cli.run import answer_file
@@ -177,6 +180,14 @@ def test_an_output_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "out.jsonl").read_text() == "dear to somebody\n"
 
 
+@pytest.mark.parametrize(("name", "out"), [("in.jsonl", "in.jsonl"), ("a.errors.jsonl", "a.jsonl")])
+def test_neither_results_nor_errors_may_go_over_the_requests(
+    tmp_path: Path, name: str, out: str
+) -> None:
+    with pytest.raises(StartError, match="over the requests"):
+        ResultPaths.beside(tmp_path / name, tmp_path / out)
+
+
 def test_a_file_with_faults_is_refused_with_all_of_them(tmp_path: Path) -> None:
     source = _write(tmp_path / "in.jsonl", [[1], [2]])
     source.write_text(source.read_text().replace("line-1", "line-0") + "not json\n")
@@ -214,3 +225,22 @@ def test_the_command_loads_shows_and_closes_the_engine(
     assert tally.num_answered == 2
     assert engine.closed
     assert "num_sweeps: 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "gpu_bytes"), [([], 2**30), (["--gpu-memory", "0"], 0)])
+def test_an_option_of_zero_counts_against_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: list[str], gpu_bytes: int
+) -> None:
+    asked: list[Settings] = []
+
+    def answer(source: Path, paths: ResultPaths, settings: Settings, *, resume: bool) -> Tally:
+        asked.append(settings)
+        return Tally()
+
+    monkeypatch.setattr(cli.run, "answer_file", answer)
+    (tmp_path / "model.gguf").touch()
+    environment = {"FREIGHT_STATE_DIR": str(tmp_path), "FREIGHT_GPU_MEMORY_BYTES": "1GiB"}
+    command = ["run", "in.jsonl", "out.jsonl", "--model", str(tmp_path / "model.gguf"), *option]
+    answered = CliRunner().invoke(app, command, env=environment)
+    assert answered.exit_code == 0, answered.output
+    assert asked[0].gpu_memory_bytes == gpu_bytes

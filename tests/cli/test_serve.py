@@ -1,6 +1,7 @@
 """`freight serve` as one program: up, stopped in order, and gone with all that it started."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.serve import _child_environment, _ready_text
+from jobs.settings import Settings
 from tests.support.processes import is_running, wait_until
 
 _ROOT = Path(__file__).parents[2]
@@ -113,3 +116,24 @@ def test_a_child_that_finds_its_settings_wrong_ends_serve(
     )
     assert done.returncode == os.EX_CONFIG
     assert "error: server: the model is truncated" in done.stderr
+
+
+def test_children_get_the_settings_and_no_variable_that_these_leave_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FREIGHT_DATABASE_URL", "postgresql://somewhere/ledger")
+    settings = Settings(state_dir=tmp_path, model="some.gguf")
+    environment = _child_environment(settings)
+    assert environment["PATH"] == os.environ["PATH"]
+    assert Settings.from_environment(environment) == settings
+
+
+def test_the_command_that_a_ready_server_shows_can_be_typed(tmp_path: Path) -> None:
+    shown = _ready_text("http://127.0.0.1:8000").strip().splitlines()[1]
+    *command, file, option, url = shlex.split(shown)
+    assert (file, option, url) == ("requests.jsonl", "--url", "http://127.0.0.1:8000")
+    done = subprocess.run(
+        [*command, "--help"], cwd=_ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert "Send FILE" in done.stdout

@@ -1,7 +1,10 @@
-"""`freight submit` against a small server of the contract's shapes, through the real client."""
+"""`freight submit`, and the README's client, against a small server of the contract's shapes."""
 
 import http.server
 import json
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 from typer.testing import CliRunner
 
+from cli.errors import StartError
 from cli.main import app
 
 _FILE = {
@@ -122,3 +126,47 @@ def test_the_endpoint_is_what_the_lines_ask_for(url: str, tmp_path: Path) -> Non
     _Handler.states = [{"status": "completed", "request_counts": _counts(1, 1)}]
     _submit(url, tmp_path, endpoint="/v1/completions")
     assert _Handler.created[0]["endpoint"] == "/v1/completions"
+
+
+@pytest.mark.parametrize(("name", "out"), [("in.jsonl", "in.jsonl"), ("a.errors.jsonl", "a.jsonl")])
+def test_results_that_would_go_over_the_requests_are_refused(
+    url: str, tmp_path: Path, name: str, out: str
+) -> None:
+    (tmp_path / name).write_text("the only copy\n")
+    command = ["submit", str(tmp_path / name), "--url", url, "--out", str(tmp_path / out)]
+    answer = CliRunner().invoke(app, command)
+    assert isinstance(answer.exception, StartError)
+    assert (tmp_path / name).read_text() == "the only copy\n"
+    assert _Handler.created == [], "nothing was sent"
+
+
+def test_a_batch_without_results_leaves_those_of_an_earlier_one(url: str, tmp_path: Path) -> None:
+    for name in ("in.output.jsonl", "in.errors.jsonl"):
+        (tmp_path / name).write_text("of an earlier batch\n")
+    _Handler.states = [{"status": "failed"}]
+    status, _ = _submit(url, tmp_path)
+    assert status == 1
+    for name in ("in.output.jsonl", "in.errors.jsonl"):
+        assert (tmp_path / name).read_text() == "of an earlier batch\n"
+
+
+def test_the_readmes_client_waits_for_the_batch_and_shows_both_files(
+    url: str, tmp_path: Path
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (line,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "requests.jsonl").write_text(line)
+    ended = {"status": "completed", "output_file_id": "file-out", "error_file_id": "file-err"}
+    _Handler.states = [{"status": "in_progress"}, ended]
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace("http://127.0.0.1:8000", url)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '{"from": "file-out"}' in done.stdout
+    assert '{"from": "file-err"}' in done.stdout
