@@ -1,10 +1,13 @@
 """JSON values of a request body, read in the wire contract's words; knows no endpoint."""
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from jobs.errors import InvalidRequestError
 from jobs.line import json_type
+
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def boolean(given: Mapping[str, Any], name: str) -> bool:
@@ -39,6 +42,17 @@ def number(given: Mapping[str, Any], name: str, *, default: float, high: int) ->
     if value > high:
         raise _out_of_range(name, "decimal", "max", limit=high, got=value)
     return float(value)
+
+
+def unicode_text(text: str, param: str) -> str:
+    """The text, if it can be UTF-8: JSON can escape half of a pair, no tokenizer can read one."""
+    if _SURROGATE.search(text):
+        raise InvalidRequestError(
+            f"Invalid '{param}': a lone surrogate is not a Unicode character.",
+            param=param,
+            code="invalid_value",
+        )
+    return text
 
 
 def missing(param: str) -> InvalidRequestError:
