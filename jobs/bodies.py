@@ -17,6 +17,7 @@ from jobs.values import (
     missing,
     number,
     unicode_text,
+    unknown,
     unsupported,
     wrong_type,
 )
@@ -126,9 +127,7 @@ def _require_supported(name: str, value: object, endpoint: Endpoint) -> None:
         return
     neutral = _NEUTRAL[endpoint].get(name)
     if neutral is None:
-        raise InvalidRequestError(
-            f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter"
-        )
+        raise unknown(name)
     if value is not None and not any(_same(value, allowed) for allowed in neutral):
         raise unsupported(name, "is not supported with this value by this server")
 

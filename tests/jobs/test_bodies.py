@@ -45,3 +45,11 @@ def test_a_whole_pair_and_every_stop_are_kept() -> None:
         {"model": "m", "prompt": "\U0001f600", "stop": ["\U0001f600", "b"]}, COMPLETIONS
     )
     assert (ask.text, ask.stop) == ("\U0001f600", ("\U0001f600", "b"))
+
+
+@pytest.mark.parametrize("body", [{"x" * 10**6: 1}, message(**{"x" * 10**6: 1})])
+def test_a_refusal_quotes_no_more_than_a_little(body: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError) as refusal:
+        parse_body({"model": "m", "messages": []} | body, CHAT)
+    assert len(refusal.value.message) < 1_000
+    assert len(refusal.value.param or "") < 1_000
