@@ -22,6 +22,7 @@ from jobs.batch import (
 )
 from jobs.errors import InvalidRequestError, LedgerError, NotFoundError
 from jobs.file import File, Purpose, new_file_id
+from jobs.ledger.batches import counting
 from jobs.ledger.database import Database
 from jobs.ledger.ledger import Ledger, Model
 from jobs.ledger.tables import SCHEMA_VERSION, schema
@@ -194,6 +195,15 @@ def test_the_first_result_of_a_line_stays_and_is_counted_once(ledger: Ledger) ->
     assert batch.request_counts == RequestCounts(total=5, completed=1, failed=1)
     assert batch.usage == TokenUsage(input_tokens=10, cached_tokens=2, output_tokens=4)
     assert list(ledger.lines.rows(batch_id, [Outcome.COMPLETED])) == ["first"]
+
+
+def test_counting_reads_the_index_and_no_rows_text(url: str) -> None:
+    database = Database.open(url)
+    with database.reading() as connection:
+        asked = counting("batch_x").compile(connection, compile_kwargs={"literal_binds": True})
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}").all()
+    database.close()
+    assert ["COVERING INDEX results_by_outcome" in step.detail for step in plan] == [True]
 
 
 def test_cancelled_and_expired_lines_are_in_the_total_only(ledger: Ledger) -> None:
