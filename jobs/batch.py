@@ -38,7 +38,7 @@ NEXT_STATUSES: Final[Mapping[BatchStatus, frozenset[BatchStatus]]] = types.Mappi
         _S.CANCELLED: frozenset(),
     }
 )
-"""From a status to those it may become. `Ledger.advance` is the only writer and obeys it."""
+"""From a status to those it may become. `advance_batch` of the ledger is the only writer and obeys it."""
 
 
 class Endpoint(enum.StrEnum):
