@@ -1,6 +1,7 @@
 """The ledger: legal moves only, one winner, first results, derived counts, exact pages."""
 
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -345,3 +346,25 @@ def test_a_ledger_that_cannot_be_opened_is_a_ledger_error(tmp_path: Path) -> Non
     (tmp_path / "ledger.db").write_bytes(b"this is not a database" * 100)
     with pytest.raises(LedgerError, match="cannot be opened"):
         Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+@pytest.mark.parametrize("url", ["ledger.db", "postgresql://me:secret@host:port/x", ""])
+def test_a_malformed_url_is_a_ledger_error_without_its_password(url: str) -> None:
+    with pytest.raises(LedgerError, match="URL cannot be read; write it like") as refusal:
+        Ledger.open(url)
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg"])
+def test_a_missing_driver_is_a_ledger_error_that_says_what_to_install(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(LedgerError, match=r"pip install 'psycopg\[binary\]'") as refusal:
+        Ledger.open(f"{scheme}://me:secret@localhost/x")
+    assert "secret" not in str(refusal.value)
+
+
+def test_an_unknown_kind_of_ledger_is_a_ledger_error() -> None:
+    with pytest.raises(LedgerError, match=r"cannot be opened: .*nosuch"):
+        Ledger.open("nosuch://localhost/x")
