@@ -85,7 +85,7 @@ def _parsed(url: str) -> URL:
 
 
 def _no_driver(url: URL, error: ModuleNotFoundError) -> str:
-    advice = ": pip install 'psycopg[binary]'" if url.get_backend_name() == "postgresql" else ""
+    advice = ": pip install 'psycopg[binary]'" if error.name == "psycopg" else ""
     return f"the ledger {url!r} needs a driver that is not installed, {error.name}{advice}"
 
 
