@@ -7,6 +7,8 @@ import types
 from collections.abc import Mapping
 from typing import Final
 
+SNAPSHOT_PREFIX: Final = "input-"
+
 
 class BatchStatus(enum.StrEnum):
     """The contract's statuses; no private ones, they break clients."""
@@ -111,7 +113,7 @@ class Batch:
     @property
     def input_blob(self) -> str:
         """The batch's own snapshot of its input in the file store; deleting the file leaves it."""
-        return f"input-{self.id}"
+        return f"{SNAPSHOT_PREFIX}{self.id}"
 
 
 def new_batch_id() -> str:

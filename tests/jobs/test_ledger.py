@@ -25,9 +25,11 @@ from jobs.errors import InvalidRequestError, LedgerError, NotFoundError
 from jobs.file import File, Purpose, new_file_id
 from jobs.ledger.batches import counting
 from jobs.ledger.database import Database
-from jobs.ledger.ledger import Ledger, Model
+from jobs.ledger.ledger import Ledger, Model, delete_unreferenced_blobs
 from jobs.ledger.tables import SCHEMA_VERSION, schema
 from jobs.line import LineRecord, Outcome, ResultRecord, unrun_result
+from jobs.stores.base import FileStore
+from jobs.stores.folder import FolderStore
 
 S = BatchStatus
 
@@ -368,3 +370,46 @@ def test_a_missing_driver_is_a_ledger_error_that_says_what_to_install(
 def test_an_unknown_kind_of_ledger_is_a_ledger_error() -> None:
     with pytest.raises(LedgerError, match=r"cannot be opened: .*nosuch"):
         Ledger.open("nosuch://localhost/x")
+
+
+def put(store: FileStore, *names: str) -> None:
+    for name in names:
+        with store.write(name) as stream:
+            stream.write(b"x")
+
+
+def test_blobs_that_no_record_stands_for_are_swept_and_no_others(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    store = FolderStore.open(tmp_path / "files")
+    live, deleted = (add_file(ledger, Purpose.BATCH) for _ in range(2))
+    expired = add_file(ledger, Purpose.BATCH, expires_at=2)
+    ledger.files.delete(deleted)
+    running = [f"input-{add_batch(ledger, status)}" for status in S if not status.is_final]
+    ended = [f"input-{add_batch(ledger, status)}" for status in S if status.is_final]
+    orphans = [deleted, *ended, "file-unrecorded", "input-batch_unrecorded"]
+    put(store, live, expired, *running, *orphans)
+    before = set(store.names())
+    assert delete_unreferenced_blobs(ledger, store, older_than_s=60) == 0
+    assert set(store.names()) == before
+    assert delete_unreferenced_blobs(ledger, store, older_than_s=-60) == len(orphans)
+    assert set(store.names()) == {live, expired, *running}
+
+
+def test_a_new_ledger_sweeps_nothing_of_an_older_one(ledger: Ledger, tmp_path: Path) -> None:
+    store = FolderStore.open(tmp_path / "files")
+    put(store, "file-of-another-ledger")
+    assert delete_unreferenced_blobs(ledger, store, older_than_s=-60) == 0
+    later = int(time.time()) + 60
+    ledger.files.add(
+        File(
+            id=new_file_id(),
+            purpose=Purpose.BATCH,
+            filename="f",
+            num_bytes=1,
+            created_at=later,
+            expires_at=None,
+        )
+    )
+    assert delete_unreferenced_blobs(ledger, store, older_than_s=-60) == 0
+    assert list(store.names()) == ["file-of-another-ledger"]
