@@ -7,6 +7,8 @@ import types
 from collections.abc import Mapping
 from typing import Final
 
+SNAPSHOT_PREFIX: Final = "input-"
+
 
 class BatchStatus(enum.StrEnum):
     """The contract's statuses; no private ones, they break clients."""
@@ -38,7 +40,7 @@ NEXT_STATUSES: Final[Mapping[BatchStatus, frozenset[BatchStatus]]] = types.Mappi
         _S.CANCELLED: frozenset(),
     }
 )
-"""From a status to those it may become. `Ledger.advance` is the only writer and obeys it."""
+"""From a status to those it may become. `advance_batch` of the ledger is the only writer and obeys it."""
 
 
 class Endpoint(enum.StrEnum):
@@ -111,7 +113,7 @@ class Batch:
     @property
     def input_blob(self) -> str:
         """The batch's own snapshot of its input in the file store; deleting the file leaves it."""
-        return f"input-{self.id}"
+        return f"{SNAPSHOT_PREFIX}{self.id}"
 
 
 def new_batch_id() -> str:

@@ -11,7 +11,16 @@ from typing import Any, Final
 
 from jobs.batch import Endpoint
 from jobs.errors import InvalidRequestError
-from jobs.values import boolean, integer, missing, number, unsupported, wrong_type
+from jobs.values import (
+    boolean,
+    integer,
+    missing,
+    number,
+    unicode_text,
+    unknown,
+    unsupported,
+    wrong_type,
+)
 
 MAX_STOPS: Final = 4
 DEFAULT_COMPLETION_TOKENS: Final = 16
@@ -118,9 +127,7 @@ def _require_supported(name: str, value: object, endpoint: Endpoint) -> None:
         return
     neutral = _NEUTRAL[endpoint].get(name)
     if neutral is None:
-        raise InvalidRequestError(
-            f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter"
-        )
+        raise unknown(name)
     if value is not None and not any(_same(value, allowed) for allowed in neutral):
         raise unsupported(name, "is not supported with this value by this server")
 
@@ -139,7 +146,7 @@ def _content(given: Mapping[str, Any], endpoint: Endpoint) -> dict[str, Any]:
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
     if isinstance(prompt, str):
-        return {"text": prompt}
+        return {"text": unicode_text(prompt, "prompt")}
     if not isinstance(prompt, list):
         raise wrong_type("prompt", "a string or an array of integers", prompt)
     if any(isinstance(item, str | list) for item in prompt):
@@ -168,7 +175,7 @@ def _message(index: int, message: object) -> Mapping[str, str]:
             raise unsupported(f"{place}.{name}", "is not supported by this server")
         if not isinstance(value, str):
             raise wrong_type(f"{place}.{name}", "a string", value)
-        found[name] = value
+        found[name] = unicode_text(value, f"{place}.{name}")
     return found
 
 
@@ -189,7 +196,7 @@ def _role(role: object, place: str) -> str:
 
 def _text_of(content: object, place: str) -> str:
     if isinstance(content, str):
-        return content
+        return unicode_text(content, place)
     if content is None:
         raise missing(place)
     if not isinstance(content, list):
@@ -204,7 +211,7 @@ def _text_part(part: object, place: str) -> str:
         raise unsupported(f"{place}.type", "is not 'text', the only type this server takes")
     if not isinstance(part.get("text"), str):
         raise wrong_type(f"{place}.text", "a string", part.get("text"))
-    return str(part["text"])
+    return unicode_text(part["text"], f"{place}.text")
 
 
 def _max_tokens(given: Mapping[str, Any], endpoint: Endpoint) -> int | None:
@@ -229,7 +236,7 @@ def _seed(given: Mapping[str, Any]) -> int | None:
 def _stop(given: Mapping[str, Any]) -> tuple[str, ...]:
     stop = given.get("stop", [])
     if isinstance(stop, str):
-        stop = [stop]
+        return (_stop_text(stop, "stop"),)
     if not isinstance(stop, list):
         raise wrong_type("stop", "a string or an array of strings", stop)
     if len(stop) > MAX_STOPS:
@@ -239,7 +246,14 @@ def _stop(given: Mapping[str, Any]) -> tuple[str, ...]:
             param="stop",
             code="array_above_max_length",
         )
-    for index, item in enumerate(stop):
-        if not isinstance(item, str):
-            raise wrong_type(f"stop[{index}]", "a string", item)
-    return tuple(item for item in stop if item)
+    return tuple(_stop_text(item, f"stop[{index}]") for index, item in enumerate(stop))
+
+
+def _stop_text(text: object, place: str) -> str:
+    if not isinstance(text, str):
+        raise wrong_type(place, "a string", text)
+    if not text:
+        raise InvalidRequestError(
+            f"Invalid '{place}': empty strings are not allowed.", param=place, code="invalid_value"
+        )
+    return unicode_text(text, place)

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 from jobs.batch import Endpoint, LineFault
+from jobs.errors import InvalidRequestError
+from jobs.values import SURROGATE, missing, shown, unknown, wrong_type
 
 MAX_CUSTOM_ID_CHARACTERS: Final = 512
-_SHOWN_CHARACTERS: Final = 100
 _KEYS: Final = ("custom_id", "method", "url", "body")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
 class Outcome(enum.StrEnum):
@@ -91,8 +91,8 @@ def parse_request_line(
 
 
 def _outer_faults(data: dict[str, Any], endpoint: Endpoint) -> list[LineFault]:
-    faults = [_missing(key) for key in _KEYS if key not in data]
-    faults += [_unknown(key[:_SHOWN_CHARACTERS]) for key in data if key not in _KEYS]
+    faults = [_fault(missing(key)) for key in _KEYS if key not in data]
+    faults += [_fault(unknown(key)) for key in data if key not in _KEYS]
     if "custom_id" in data:
         faults += _custom_id_faults(data["custom_id"])
     if "method" in data and data["method"] != "POST":
@@ -106,16 +106,16 @@ def _outer_faults(data: dict[str, Any], endpoint: Endpoint) -> list[LineFault]:
 
 def _custom_id_faults(custom_id: object) -> list[LineFault]:
     if not isinstance(custom_id, str):
-        return [_wrong_type("custom_id", "a string", custom_id)]
+        return [_fault(wrong_type("custom_id", "a string", custom_id))]
     if not custom_id:
-        return [_missing("custom_id")]
+        return [_fault(missing("custom_id"))]
     if len(custom_id) > MAX_CUSTOM_ID_CHARACTERS:
         message = (
             "Invalid 'custom_id': string too long. Expected a string with maximum length "
             f"{MAX_CUSTOM_ID_CHARACTERS}, but got a string with length {len(custom_id)} instead."
         )
         return [LineFault(code="string_above_max_length", message=message, param="custom_id")]
-    if _CONTROL.search(custom_id) or _SURROGATE.search(custom_id):
+    if _CONTROL.search(custom_id) or SURROGATE.search(custom_id):
         message = "Invalid 'custom_id': control characters are not allowed."
         return [LineFault(code="invalid_value", message=message, param="custom_id")]
     return []
@@ -123,7 +123,7 @@ def _custom_id_faults(custom_id: object) -> list[LineFault]:
 
 def _body_faults(body: object, endpoint: Endpoint) -> list[LineFault]:
     if not isinstance(body, dict):
-        return [_wrong_type("body", "an object", body)]
+        return [_fault(wrong_type("body", "an object", body))]
     faults = []
     if not isinstance(body.get("model"), str) or not body["model"]:
         message = "Model parameter is required."
@@ -151,14 +151,14 @@ def duplicate_fault(custom_id: str, *, line: int) -> LineFault:
 
 def mismatched_model_fault(model: str, *, line: int) -> LineFault:
     message = (
-        f"The model '{model}' for this request does not match the rest of the batch. "
+        f"The model '{shown(model)}' for this request does not match the rest of the batch. "
         "Each batch must contain requests for a single model."
     )
     return LineFault(code="mismatched_model", message=message, line=line, param="body.model")
 
 
 def unknown_model_fault(model: str, *, line: int) -> LineFault:
-    message = f"The provided model '{model}' is not supported by the Batch API."
+    message = f"The provided model '{shown(model)}' is not supported by the Batch API."
     return LineFault(code="model_not_found", message=message, line=line, param="body.model")
 
 
@@ -228,7 +228,7 @@ def unrun_result(batch_id: str, line: LineRecord, outcome: Outcome) -> ResultRec
 def format_row(result: Mapping[str, Any]) -> str:
     """JSON without line breaks of any kind: Unicode's own separators are escaped too."""
     text = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
-    if not text.isascii() and _SURROGATE.search(text):
+    if not text.isascii() and SURROGATE.search(text):
         # A lone surrogate cannot be UTF-8; it can only be escaped.
         return json.dumps(result, separators=(",", ":"))
     for separator in ("\u2028", "\u2029", "\x85"):
@@ -250,30 +250,13 @@ def _digest(batch_id: str, index: int, kind: str) -> str:
     return hashlib.sha256(f"{kind}:{batch_id}:{index}".encode()).hexdigest()[:32]
 
 
-def _unknown(key: str) -> LineFault:
-    return LineFault(code="unknown_parameter", message=f"Unknown parameter: '{key}'.", param=key)
-
-
-def _missing(key: str) -> LineFault:
-    message = f"Missing required parameter: '{key}'."
-    return LineFault(code="missing_required_parameter", message=message, param=key)
-
-
-def _wrong_type(param: str, expected: str, got: object) -> LineFault:
-    message = f"Invalid type for '{param}': expected {expected}, but got {json_type(got)} instead."
-    return LineFault(code="invalid_type", message=message, param=param)
+def _fault(refusal: InvalidRequestError) -> LineFault:
+    assert refusal.code is not None
+    return LineFault(code=refusal.code, message=refusal.message, param=refusal.param)
 
 
 def _not_json(line: int, message: str) -> LineFault:
     return LineFault(code="invalid_json_line", message=message, line=line)
-
-
-def json_type(value: object) -> str:
-    """The contract's words for a JSON value's type."""
-    names = {bool: "a boolean", int: "an integer", float: "a decimal", str: "a string"}
-    if value is None:
-        return "null"
-    return names.get(type(value), "an array" if isinstance(value, list) else "an object")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""JSON values of a request body, read in the wire contract's words; knows no endpoint."""
+"""JSON values as a client sent them, and the contract's words where one is wrong; no endpoint."""
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from jobs.errors import InvalidRequestError
-from jobs.line import json_type
+
+SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+_SHOWN_CHARACTERS: Final = 100
 
 
 def boolean(given: Mapping[str, Any], name: str) -> bool:
@@ -23,9 +26,9 @@ def integer(
     if not isinstance(value, int) or isinstance(value, bool):
         raise wrong_type(name, "an integer", value)
     if value < low:
-        raise _out_of_range(name, "integer", "min", limit=low, got=value)
+        raise below_minimum(name, low, value)
     if high is not None and value > high:
-        raise _out_of_range(name, "integer", "max", limit=high, got=value)
+        raise above_maximum(name, high, value)
     return value
 
 
@@ -35,10 +38,34 @@ def number(given: Mapping[str, Any], name: str, *, default: float, high: int) ->
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise wrong_type(name, "a decimal", value)
     if value < 0:
-        raise _out_of_range(name, "decimal", "min", limit=0, got=value)
+        raise below_minimum(name, 0, value, kind="decimal")
     if value > high:
-        raise _out_of_range(name, "decimal", "max", limit=high, got=value)
+        raise above_maximum(name, high, value, kind="decimal")
     return float(value)
+
+
+def unicode_text(text: str, param: str) -> str:
+    """The text, if it can be UTF-8: JSON can escape half of a pair, no tokenizer can read one."""
+    if SURROGATE.search(text):
+        raise InvalidRequestError(
+            f"Invalid '{param}': a lone surrogate is not a Unicode character.",
+            param=param,
+            code="invalid_value",
+        )
+    return text
+
+
+def shown(text: str) -> str:
+    """What a client sent as it is quoted back, never at any length."""
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def json_type(value: object) -> str:
+    """The contract's words for a JSON value's type."""
+    names = {bool: "a boolean", int: "an integer", float: "a decimal", str: "a string"}
+    if value is None:
+        return "null"
+    return names.get(type(value), "an array" if isinstance(value, list) else "an object")
 
 
 def missing(param: str) -> InvalidRequestError:
@@ -47,27 +74,46 @@ def missing(param: str) -> InvalidRequestError:
     )
 
 
-def wrong_type(param: str, expected: str, got: object) -> InvalidRequestError:
+def unknown(param: str) -> InvalidRequestError:
+    name = shown(param)
     return InvalidRequestError(
-        f"Invalid type for '{param}': expected {expected}, but got {json_type(got)} instead.",
-        param=param,
+        f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter"
+    )
+
+
+def wrong_type(param: str, expected: str, got: object) -> InvalidRequestError:
+    name = shown(param)
+    return InvalidRequestError(
+        f"Invalid type for '{name}': expected {expected}, but got {json_type(got)} instead.",
+        param=name,
         code="invalid_type",
     )
 
 
 def unsupported(param: str, reason: str) -> InvalidRequestError:
+    name = shown(param)
     return InvalidRequestError(
-        f"Unsupported parameter: '{param}' {reason}.", param=param, code="unsupported_parameter"
+        f"Unsupported parameter: '{name}' {reason}.", param=name, code="unsupported_parameter"
     )
 
 
-def _out_of_range(
-    name: str, kind: str, bound: str, *, limit: int, got: float
+def below_minimum(
+    param: str, minimum: int, got: object, *, kind: str = "integer"
 ) -> InvalidRequestError:
-    words, sign = {"min": ("below minimum", ">="), "max": ("above maximum", "<=")}[bound]
     return InvalidRequestError(
-        f"Invalid '{name}': {kind} {words} value. Expected a value {sign} {limit}, "
-        f"but got {got} instead.",
-        param=name,
-        code=f"{kind}_{words.split()[0]}_{bound}_value",
+        f"Invalid '{param}': {kind} below minimum value. "
+        f"Expected a value >= {minimum}, but got {shown(str(got))} instead.",
+        param=param,
+        code=f"{kind}_below_min_value",
+    )
+
+
+def above_maximum(
+    param: str, maximum: int, got: object, *, kind: str = "integer"
+) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Invalid '{param}': {kind} above maximum value. "
+        f"Expected a value <= {maximum}, but got {shown(str(got))} instead.",
+        param=param,
+        code=f"{kind}_above_max_value",
     )

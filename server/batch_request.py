@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
+from jobs import values
 from jobs.batch import Endpoint, ExpiryPolicy
 from jobs.errors import InvalidRequestError
 from server import refusals
@@ -70,14 +71,14 @@ def parse_batch_request(raw: bytes) -> BatchRequest:
     data = _json_object(raw)
     for key in data:
         if key not in _KNOWN:
-            raise refusals.unknown(key)
+            raise values.unknown(key)
     for key in _REQUIRED:
         if key not in data:
-            raise refusals.missing(key)
+            raise values.missing(key)
         if not isinstance(data[key], str):
-            raise refusals.wrong_type(key, "a string", data[key])
+            raise values.wrong_type(key, "a string", data[key])
     if not data["input_file_id"]:
-        raise refusals.missing("input_file_id")
+        raise values.missing("input_file_id")
     if data["endpoint"] not in [endpoint.value for endpoint in Endpoint]:
         raise refusals.unsupported(data["endpoint"], "endpoint", list(Endpoint))
     window = data["completion_window"]
@@ -99,7 +100,7 @@ def _json_object(raw: bytes) -> dict[str, Any]:
         message = "We could not parse the JSON body of your request."
         raise InvalidRequestError(message) from None
     if not isinstance(data, dict):
-        raise refusals.wrong_type("body", "an object", data)
+        raise values.wrong_type("body", "an object", data)
     return data
 
 
@@ -107,7 +108,7 @@ def _metadata(value: object) -> dict[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise refusals.wrong_type("metadata", "an object", value)
+        raise values.wrong_type("metadata", "an object", value)
     if len(value) > MAX_METADATA_PAIRS:
         raise InvalidRequestError(
             f"Invalid 'metadata': too many properties. Expected an object with at most "
@@ -126,7 +127,7 @@ def _check_pair(key: str, text: object) -> None:
     if len(key) > MAX_METADATA_KEY_CHARACTERS:
         raise refusals.too_long(param, MAX_METADATA_KEY_CHARACTERS, len(key))
     if not isinstance(text, str):
-        raise refusals.wrong_type(param, "a string", text)
+        raise values.wrong_type(param, "a string", text)
     if len(text) > MAX_METADATA_VALUE_CHARACTERS:
         raise refusals.too_long(param, MAX_METADATA_VALUE_CHARACTERS, len(text))
     if _SURROGATE.search(key) or _SURROGATE.search(text):
@@ -140,10 +141,10 @@ def _output_expiry(value: object) -> ExpiryPolicy | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise refusals.wrong_type(param, "an object", value)
+        raise values.wrong_type(param, "an object", value)
     for key in value:
         if key not in ("anchor", "seconds"):
-            raise refusals.unknown(f"{param}.{key}")
+            raise values.unknown(f"{param}.{key}")
     seconds = refusals.checked_expiry_s(value.get("anchor"), value.get("seconds"), param)
     return ExpiryPolicy(seconds=seconds)
 

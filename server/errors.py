@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 
+from jobs import values
 from jobs.errors import (
     ConflictError,
     FreightError,
@@ -117,13 +118,13 @@ def _refusal_of(fault: Mapping[str, Any]) -> InvalidRequestError:
     param, got, limits = str(fault["loc"][-1]), fault.get("input"), fault.get("ctx", {})
     match fault["type"]:
         case "missing":
-            return refusals.missing(param)
+            return values.missing(param)
         case "greater_than_equal":
-            return refusals.below_minimum(param, limits["ge"], got)
+            return values.below_minimum(param, limits["ge"], got)
         case "less_than_equal":
-            return refusals.above_maximum(param, limits["le"], got)
+            return values.above_maximum(param, limits["le"], got)
         case "int_parsing" | "int_parsing_size" | "int_from_float" | "int_type":
-            return refusals.wrong_type(param, "an integer", got)
+            return values.wrong_type(param, "an integer", got)
         case "literal_error":
             supported = [part.strip("'") for part in limits["expected"].split(" or ")]
             return refusals.unsupported(str(got), param, supported)

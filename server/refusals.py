@@ -1,66 +1,28 @@
-"""The contract's wording of wrong parameters: what is refused here is decided elsewhere."""
+"""Refusals that only HTTP has, in the contract's words; those of any JSON are in `jobs.values`."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from jobs.errors import InvalidRequestError
-from jobs.line import json_type
+from jobs.values import above_maximum, below_minimum, missing, shown, wrong_type
 
 MIN_EXPIRY_S: Final = 3_600
 MAX_EXPIRY_S: Final = 30 * 86_400
-_SHOWN_CHARACTERS: Final = 100
 _ANCHOR: Final = "created_at"
-
-
-def missing(param: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-    )
-
-
-def unknown(param: str) -> InvalidRequestError:
-    shown = _shown(param)
-    return InvalidRequestError(
-        f"Unknown parameter: '{shown}'.", param=shown, code="unknown_parameter"
-    )
 
 
 def unsupported(value: str, param: str, supported: Sequence[str]) -> InvalidRequestError:
     quoted = [f"'{name}'" for name in supported]
-    message = f"Invalid value: '{_shown(value)}'. Supported values are: {_listed(quoted)}."
+    message = f"Invalid value: '{shown(value)}'. Supported values are: {_listed(quoted)}."
     return InvalidRequestError(message, param=param, code="invalid_value")
 
 
-def wrong_type(param: str, expected: str, got: object) -> InvalidRequestError:
-    shown = _shown(param)
-    message = f"Invalid type for '{shown}': expected {expected}, but got {json_type(got)} instead."
-    return InvalidRequestError(message, param=shown, code="invalid_type")
-
-
-def below_minimum(param: str, minimum: int, got: object) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"Invalid '{param}': integer below minimum value. "
-        f"Expected a value >= {minimum}, but got {_shown(str(got))} instead.",
-        param=param,
-        code="integer_below_min_value",
-    )
-
-
-def above_maximum(param: str, maximum: int, got: object) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"Invalid '{param}': integer above maximum value. "
-        f"Expected a value <= {maximum}, but got {_shown(str(got))} instead.",
-        param=param,
-        code="integer_above_max_value",
-    )
-
-
 def too_long(param: str, maximum: int, length: int) -> InvalidRequestError:
-    shown = _shown(param)
+    name = shown(param)
     return InvalidRequestError(
-        f"Invalid '{shown}': string too long. Expected a string with maximum length {maximum}, "
+        f"Invalid '{name}': string too long. Expected a string with maximum length {maximum}, "
         f"but got a string with length {length} instead.",
-        param=shown,
+        param=name,
         code="string_above_max_length",
     )
 
@@ -82,11 +44,6 @@ def checked_expiry_s(anchor: object, seconds: object, param: str) -> int:
     if seconds > MAX_EXPIRY_S:
         raise above_maximum(f"{param}.seconds", MAX_EXPIRY_S, seconds)
     return seconds
-
-
-def _shown(text: str) -> str:
-    # What a client sent is quoted back, but never at any length.
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _listed(quoted: Sequence[str]) -> str:

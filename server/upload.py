@@ -8,6 +8,7 @@ from typing import Final
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from jobs import values
 from jobs.errors import InvalidRequestError, TooLargeError
 from jobs.file import BATCH_FILE_LIFETIME_S, UPLOAD_PURPOSES, Purpose
 from server import refusals
@@ -100,9 +101,9 @@ class UploadParser:
             raise InvalidRequestError("The multipart body ends before its closing boundary.")
         purpose = self._purpose()
         if purpose is None:
-            raise refusals.missing("purpose")
+            raise values.missing("purpose")
         if self._filename is None:
-            raise refusals.missing("file")
+            raise values.missing("file")
         lifetime_s = self._lifetime_s(purpose)
         if purpose is Purpose.BATCH:
             self._check_batch_file()
@@ -166,7 +167,7 @@ class UploadParser:
         elif name in _FIELDS:
             self._fields[name] = b""
         else:
-            raise refusals.unknown(name)
+            raise values.unknown(name)
         self._name = name
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
 
 from jobs.batch import (
     NEXT_STATUSES,
@@ -154,11 +154,9 @@ def advance_batch(
     return moved.rowcount == 1
 
 
-def _derived(connection: Connection, batch_id: str) -> tuple[RequestCounts, TokenUsage]:
-    total = connection.execute(
-        select(func.count()).select_from(lines).where(lines.c.batch_id == batch_id)
-    ).scalar_one()
-    query = (
+def counting(batch_id: str) -> Select[Any]:
+    """A row for each outcome of the batch's results; every poll asks it, so an index covers it."""
+    return (
         select(
             results.c.outcome,
             func.count().label("num_lines"),
@@ -169,7 +167,14 @@ def _derived(connection: Connection, batch_id: str) -> tuple[RequestCounts, Toke
         .where(results.c.batch_id == batch_id)
         .group_by(results.c.outcome)
     )
-    by_outcome = {row.outcome: row for row in connection.execute(query).all()}
+
+
+def _derived(connection: Connection, batch_id: str) -> tuple[RequestCounts, TokenUsage]:
+    total = connection.execute(
+        select(func.count()).select_from(lines).where(lines.c.batch_id == batch_id)
+    ).scalar_one()
+    rows = connection.execute(counting(batch_id)).all()
+    by_outcome = {row.outcome: row for row in rows}
     counted = {outcome: row.num_lines for outcome, row in by_outcome.items()}
     return RequestCounts(
         total=total,

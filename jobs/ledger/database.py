@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, insert, select
+from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,16 +26,18 @@ class Database:
 
     @classmethod
     def open(cls, url: str) -> "Database":
-        """Open and, if empty, lay out the schema. Raises LedgerError for a newer one."""
-        parsed = make_url(url)
+        """Open and, if empty, lay out the schema. Raises LedgerError: it says what is wrong."""
+        parsed = _parsed(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         try:
-            engine = create_engine(url)
+            engine = create_engine(parsed)
             if engine.dialect.name == "sqlite":
                 _prepare_sqlite(engine)
             database = cls(engine)
             database._lay_out()
+        except ModuleNotFoundError as error:
+            raise LedgerError(_no_driver(parsed, error)) from error
         except SQLAlchemyError as error:
             raise LedgerError(f"the ledger {parsed!r} cannot be opened: {error}") from error
         return database
@@ -69,6 +71,22 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _parsed(url: str) -> URL:
+    """Names no part of a URL that cannot be read: there is no telling where its password is."""
+    try:
+        return make_url(url)
+    except (SQLAlchemyError, ValueError) as error:
+        raise LedgerError(
+            "the ledger's URL cannot be read; write it like sqlite:////folder/ledger.db "
+            "or postgresql+psycopg://user:password@host:5432/database"
+        ) from error
+
+
+def _no_driver(url: URL, error: ModuleNotFoundError) -> str:
+    advice = ": pip install 'psycopg[binary]'" if error.name == "psycopg" else ""
+    return f"the ledger {url!r} needs a driver that is not installed, {error.name}{advice}"
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Row, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, func, insert, or_, select, update
 
 from jobs.errors import InvalidRequestError, NotFoundError
 from jobs.file import File, Purpose
@@ -83,6 +83,17 @@ class FileRecords:
             )
         if done.rowcount == 0:
             raise NotFoundError(f"No such File object: {file_id}", param="id")
+
+    def held(self, file_ids: Collection[str]) -> set[str]:
+        """Those of the ids whose bytes a record still stands for, be it expired."""
+        query = select(files.c.id).where(files.c.id.in_(file_ids), files.c.deleted_at.is_(None))
+        with self._database.reading() as connection:
+            return set(connection.execute(query).scalars())
+
+    def first_created_at(self) -> int | None:
+        """When the oldest record was made, deleted ones too; None if there never was one."""
+        with self._database.reading() as connection:
+            return connection.execute(select(func.min(files.c.created_at))).scalar()
 
     def expired(self) -> list[str]:
         """Ids of files past their time whose bytes may go."""

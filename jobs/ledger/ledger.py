@@ -1,15 +1,24 @@
 """The ledger: the one durable truth about files, batches, lines, results and served models."""
 
 import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from sqlalchemy import select
 
+from jobs.batch import SNAPSHOT_PREFIX
 from jobs.errors import NotFoundError
 from jobs.ledger.batches import BatchRecords
 from jobs.ledger.database import Database
 from jobs.ledger.files import FileRecords
 from jobs.ledger.lines import LineRecords
 from jobs.ledger.tables import models
+from jobs.stores.base import FileStore
+
+_ASKED_AT_ONCE: Final = 500
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,3 +74,39 @@ class Ledger:
 
     def close(self) -> None:
         self._database.close()
+
+
+def delete_unreferenced_blobs(ledger: Ledger, store: FileStore, *, older_than_s: float) -> int:
+    """Free what a crash between store and ledger left; how many blobs went.
+
+    `older_than_s` must outlast any writer: a blob is published before its record is.
+    """
+    first_created_at = ledger.files.first_created_at()
+    if first_created_at is None:
+        return 0
+    newest = time.time() - older_than_s
+    # What is older than a ledger is another one's, which the settings may point at again.
+    due = (
+        name for name in list(store.names()) if first_created_at <= _named_at(store, name) <= newest
+    )
+    num_deleted = 0
+    while part := list(itertools.islice(due, _ASKED_AT_ONCE)):
+        num_deleted += sum(store.delete(name) for name in _unreferenced(ledger, part))
+    return num_deleted
+
+
+def _named_at(store: FileStore, name: str) -> float:
+    try:
+        return store.named_at(name)
+    except NotFoundError:  # deleted meanwhile
+        return math.inf
+
+
+def _unreferenced(ledger: Ledger, names: Sequence[str]) -> Iterator[str]:
+    held = ledger.files.held(names)
+    batch_ids = [name.removeprefix(SNAPSHOT_PREFIX) for name in names]
+    statuses = ledger.batches.statuses(batch_ids)
+    for name, batch_id in zip(names, batch_ids, strict=True):
+        is_snapshot = name != batch_id and batch_id in statuses
+        if name not in held and not (is_snapshot and not statuses[batch_id].is_final):
+            yield name

@@ -30,6 +30,10 @@ class FileStore(abc.ABC):
         """Bytes of the blob. Raises NotFoundError."""
 
     @abc.abstractmethod
+    def named_at(self, name: str) -> float:
+        """No earlier than when the blob got this name, Unix seconds. Raises NotFoundError."""
+
+    @abc.abstractmethod
     def link(self, name: str, new_name: str) -> None:
         """Give the blob a second name that outlives the first. Raises NotFoundError."""
 

@@ -56,6 +56,13 @@ class FolderStore(FileStore):
         except FileNotFoundError:
             raise _missing(name) from None
 
+    def named_at(self, name: str) -> float:
+        try:
+            # Of the inode, not of its bytes: a link to an old blob is young.
+            return self._path(name).stat().st_ctime
+        except FileNotFoundError:
+            raise _missing(name) from None
+
     def link(self, name: str, new_name: str) -> None:
         try:
             self._path(new_name).hardlink_to(self._path(name))

@@ -1,6 +1,7 @@
 """The ledger: legal moves only, one winner, first results, derived counts, exact pages."""
 
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,10 +23,13 @@ from jobs.batch import (
 )
 from jobs.errors import InvalidRequestError, LedgerError, NotFoundError
 from jobs.file import File, Purpose, new_file_id
+from jobs.ledger.batches import counting
 from jobs.ledger.database import Database
-from jobs.ledger.ledger import Ledger, Model
+from jobs.ledger.ledger import Ledger, Model, delete_unreferenced_blobs
 from jobs.ledger.tables import SCHEMA_VERSION, schema
 from jobs.line import LineRecord, Outcome, ResultRecord, unrun_result
+from jobs.stores.base import FileStore
+from jobs.stores.folder import FolderStore
 
 S = BatchStatus
 
@@ -196,6 +200,15 @@ def test_the_first_result_of_a_line_stays_and_is_counted_once(ledger: Ledger) ->
     assert list(ledger.lines.rows(batch_id, [Outcome.COMPLETED])) == ["first"]
 
 
+def test_counting_reads_the_index_and_no_rows_text(url: str) -> None:
+    database = Database.open(url)
+    with database.reading() as connection:
+        asked = counting("batch_x").compile(connection, compile_kwargs={"literal_binds": True})
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}").all()
+    database.close()
+    assert ["COVERING INDEX results_by_outcome" in step.detail for step in plan] == [True]
+
+
 def test_cancelled_and_expired_lines_are_in_the_total_only(ledger: Ledger) -> None:
     batch_id = add_batch(ledger)
     begin(ledger, batch_id)
@@ -335,3 +348,68 @@ def test_a_ledger_that_cannot_be_opened_is_a_ledger_error(tmp_path: Path) -> Non
     (tmp_path / "ledger.db").write_bytes(b"this is not a database" * 100)
     with pytest.raises(LedgerError, match="cannot be opened"):
         Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+@pytest.mark.parametrize("url", ["ledger.db", "postgresql://me:secret@host:port/x", ""])
+def test_a_malformed_url_is_a_ledger_error_without_its_password(url: str) -> None:
+    with pytest.raises(LedgerError, match="URL cannot be read; write it like") as refusal:
+        Ledger.open(url)
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg"])
+def test_a_missing_driver_is_a_ledger_error_that_says_what_to_install(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(LedgerError, match=r"pip install 'psycopg\[binary\]'") as refusal:
+        Ledger.open(f"{scheme}://me:secret@localhost/x")
+    assert "secret" not in str(refusal.value)
+
+
+def test_an_unknown_kind_of_ledger_is_a_ledger_error() -> None:
+    with pytest.raises(LedgerError, match=r"cannot be opened: .*nosuch"):
+        Ledger.open("nosuch://localhost/x")
+
+
+def put(store: FileStore, *names: str) -> None:
+    for name in names:
+        with store.write(name) as stream:
+            stream.write(b"x")
+
+
+def test_blobs_that_no_record_stands_for_are_swept_and_no_others(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    store = FolderStore.open(tmp_path / "files")
+    live, deleted = (add_file(ledger, Purpose.BATCH) for _ in range(2))
+    expired = add_file(ledger, Purpose.BATCH, expires_at=2)
+    ledger.files.delete(deleted)
+    running = [f"input-{add_batch(ledger, status)}" for status in S if not status.is_final]
+    ended = [f"input-{add_batch(ledger, status)}" for status in S if status.is_final]
+    orphans = [deleted, *ended, "file-unrecorded", "input-batch_unrecorded"]
+    put(store, live, expired, *running, *orphans)
+    before = set(store.names())
+    assert delete_unreferenced_blobs(ledger, store, older_than_s=60) == 0
+    assert set(store.names()) == before
+    assert delete_unreferenced_blobs(ledger, store, older_than_s=-60) == len(orphans)
+    assert set(store.names()) == {live, expired, *running}
+
+
+def test_a_new_ledger_sweeps_nothing_of_an_older_one(ledger: Ledger, tmp_path: Path) -> None:
+    store = FolderStore.open(tmp_path / "files")
+    put(store, "file-of-another-ledger")
+    assert delete_unreferenced_blobs(ledger, store, older_than_s=-60) == 0
+    later = int(time.time()) + 60
+    ledger.files.add(
+        File(
+            id=new_file_id(),
+            purpose=Purpose.BATCH,
+            filename="f",
+            num_bytes=1,
+            created_at=later,
+            expires_at=None,
+        )
+    )
+    assert delete_unreferenced_blobs(ledger, store, older_than_s=-60) == 0
+    assert list(store.names()) == ["file-of-another-ledger"]

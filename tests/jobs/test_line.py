@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 
 from jobs.batch import Endpoint, LineFault
 from jobs.line import (
+    MAX_CUSTOM_ID_CHARACTERS,
     LineRecord,
     Outcome,
     completed_result,
+    duplicate_fault,
     format_row,
     http_result,
+    mismatched_model_fault,
     parse_request_line,
     refused_result,
+    unknown_model_fault,
     unrun_result,
 )
 
@@ -116,8 +120,16 @@ def test_all_faults_of_a_line_are_told() -> None:
 
 
 def test_a_fault_quotes_no_more_than_a_little() -> None:
-    (fault,) = faults_of(changed(**{"x" * 10_000: 1}))
-    assert len(fault.message) < 200
+    name = "x" * 10**6
+    (fault,) = faults_of(changed(**{name: 1}))
+    for found in (
+        fault,
+        unknown_model_fault(name, line=3),
+        mismatched_model_fault(name, line=3),
+        duplicate_fault("x" * MAX_CUSTOM_ID_CHARACTERS, line=3),
+    ):
+        assert len(found.message) < 1_000
+        assert len(found.param or "") < 1_000
 
 
 VALUES = st.recursive(

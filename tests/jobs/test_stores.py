@@ -72,6 +72,16 @@ def test_a_link_survives_the_deletion_of_its_source(store: FileStore) -> None:
     assert get(store, "b") == b"x"
 
 
+def test_a_link_to_an_old_blob_is_young(store: FileStore, tmp_path: Path) -> None:
+    started_s = time.time() - 1
+    put(store, "a", b"x")
+    os.utime(tmp_path / "files" / "a", (1, 1))
+    store.link("a", "b")
+    assert started_s <= store.named_at("b") <= time.time()
+    with pytest.raises(NotFoundError):
+        store.named_at("c")
+
+
 def test_a_reader_survives_deletion(store: FileStore) -> None:
     put(store, "a", b"x")
     with store.read("a") as stream:

@@ -124,6 +124,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "half a token": ({"max_tokens": 1.5}, "invalid_type", "max_tokens"),
     "five stops": ({"stop": ["a"] * 5}, "array_above_max_length", "stop"),
     "a number to stop at": ({"stop": [1]}, "invalid_type", "stop[0]"),
+    "half a pair": ({"prompt": "a\ud800"}, "invalid_value", "prompt"),
+    "half a pair to stop at": ({"stop": ["a", "\udfff"]}, "invalid_value", "stop[1]"),
+    "nothing to stop at": ({"stop": ""}, "invalid_value", "stop"),
     "more than max": ({"min_tokens": 3}, "integer_above_max_value", "min_tokens"),
     "an unknown token": ({"prompt": [1, 1_000]}, "invalid_value", "prompt[1]"),
     "a broken token": ({"prompt": [1, None]}, "invalid_type", "prompt[1]"),
@@ -163,6 +166,16 @@ REFUSED_CHATS: dict[str, tuple[dict[str, Any], str, str]] = {
         {"messages": [{"role": "user"}]},
         "missing_required_parameter",
         "messages[0].content",
+    ),
+    "half a pair": (
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        "invalid_value",
+        "messages[0].content",
+    ),
+    "half a pair in a part": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]},
+        "invalid_value",
+        "messages[0].content[0].text",
     ),
     "a schema": (
         {"response_format": {"type": "json_object"}},
