@@ -6,10 +6,12 @@ outgrows its run it moves to a larger one. Knows slots and pages, not rows or to
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
 
+from engine.memory.tiers import HostBuffer
 from engine.planning.cost import KV_PAGE_TOKENS
 
 
@@ -103,11 +105,10 @@ class KVCache:
         # Head first: a row's view of one head is one contiguous piece of memory. Zeros: attention
         # may look behind a row's end and give what it finds no weight, and 0 * NaN is NaN.
         self._keys = [
-            torch.zeros(shape.num_heads, num_slots, shape.key_size, dtype=dtype, device=device)
-            for shape in shapes
+            _zeros((shape.num_heads, num_slots, shape.key_size), dtype, device) for shape in shapes
         ]
         self._values = [
-            torch.zeros(shape.num_heads, num_slots, shape.value_size, dtype=dtype, device=device)
+            _zeros((shape.num_heads, num_slots, shape.value_size), dtype, device)
             for shape in shapes
         ]
 
@@ -147,3 +148,13 @@ class KVCache:
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (heads, slots, key_size) and values (heads, slots, value_size) of one layer."""
         return self._keys[index], self._values[index]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On the CPU pages that the kernel zeroes when they are first written: `torch.zeros` would
+    write, and so take, the whole budget at once.
+    """
+    if device.type != "cpu" or 0 in shape:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    buffer = HostBuffer(math.prod(shape) * dtype.itemsize, pinned=False)
+    return buffer.bytes.view(dtype).view(shape)

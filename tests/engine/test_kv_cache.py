@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -135,3 +138,18 @@ def test_a_run_grows_over_its_own_pages_and_the_free_ones_beside_them(freed: str
     for pool, was in zip(pools, held, strict=True):
         assert torch.equal(pool[:, larger.slot : larger.slot + 30], was)
     assert cache.pages.num_free_pages == 6 - num_pages - (0 if freed == "both" else 2)
+
+
+def resident_memory_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_the_pool_takes_memory_only_where_it_is_written() -> None:
+    resident_bytes = resident_memory_bytes()
+    shape = KVShape(num_heads=4, key_size=64, value_size=64)
+    cache = KVCache(
+        [shape] * 4, budget_bytes=2 * 2**30, dtype=torch.float32, device=torch.device("cpu")
+    )
+    assert cache.num_tokens * 4 * shape.token_bytes(torch.float32) > 1.9 * 2**30
+    assert resident_memory_bytes() - resident_bytes < 64 * 2**20
+    assert not cache.layer(3)[1][:, -1].any()
