@@ -1,6 +1,6 @@
 """Shards in, recorded lines out: what the worker holds of which batches, and what became of it.
 
-Knows the ledger and the block; nothing of the queue that the shards came by.
+Knows the ledger and the rows in the engine; nothing of the queue that the shards came by.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ from jobs.line import (
     refused_result,
 )
 from jobs.stores.base import FileStore
-from worker.block import Block, Swept
 from worker.model import Engine
 from worker.render import Renderer, error_body, parse_row_key, response_body, row_key
+from worker.trials import Swept, Trials
 
 log: Final = structlog.get_logger(__name__)
 ShardKey = tuple[str, int]
@@ -58,7 +58,7 @@ class Accumulator:
         model_id: str,
     ) -> None:
         self._engine = engine
-        self._block = Block(engine)
+        self._trials = Trials(engine)
         self._ledger = ledger
         self._store = store
         self._renderer = renderer
@@ -68,7 +68,7 @@ class Accumulator:
 
     @property
     def num_rows(self) -> int:
-        return self._block.num_rows
+        return self._trials.num_rows
 
     def rows_by_batch(self) -> dict[str, int]:
         rows: Counter[str] = Counter()
@@ -95,7 +95,7 @@ class Accumulator:
         self._settle([refusal for refusal in refusals if refusal is not None])
 
     def sweep(self) -> Swept:
-        return self._block.sweep()
+        return self._trials.sweep()
 
     def record(self, swept: Swept) -> int:
         """Commit all that the sweep settled, in one transaction; how many lines."""
@@ -156,13 +156,13 @@ class Accumulator:
         except RequestError as error:
             refusal = error
         else:
-            self._block.submit(prompt, on_last_try=on_last_try)
+            self._trials.submit(prompt, on_last_try=on_last_try)
             return None
         return refused_result(shard.batch.id, line, status_code=400, error=error_body(refusal))
 
     def _drop_rows(self, shard: HeldShard) -> None:
         for index in shard.pending:
-            self._block.cancel(row_key(shard.batch.id, index))
+            self._trials.cancel(row_key(shard.batch.id, index))
             del self._shard_of[row_key(shard.batch.id, index)]
         shard.pending = {}
         shard.is_given_up = True

@@ -18,11 +18,11 @@ from jobs.errors import RequestError
 from jobs.queue import BLOCK_QUEUE, SHARD_TASK, Doorbell
 from jobs.settings import Settings
 from worker.accumulator import Accumulator, ShardKey
-from worker.block import EngineBrokenError
 from worker.feed import Feeder
 from worker.leased_worker import Claim, LeasedWorker
 from worker.model import Engine
 from worker.run_report import RunReport
+from worker.trials import EngineBrokenError
 
 log: Final = structlog.get_logger(__name__)
 _POLL_S: Final = 0.02
