@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 
 import structlog
 
-from engine.config import Completion
+from engine.config import Completion, Prompt
 from engine.errors import PromptError
 from jobs.batch import Batch, BatchStatus
 from jobs.errors import InvalidRequestError, RequestError
@@ -86,13 +86,15 @@ class Accumulator:
             return
         with self._store.read(batch.input_blob) as stream:
             lines = self._ledger.lines.unsettled(batch_id, index)
-            shard.pending = {line.index: line for line in lines}
-            self._shards[key] = shard
-            self._shard_of |= {row_key(batch_id, line.index): shard for line in lines}
-            refusals = [
-                self._submit(shard, line, stream, on_last_try=on_last_try) for line in lines
-            ]
-        self._settle([refusal for refusal in refusals if refusal is not None])
+            rendered = [self._render(batch, line, stream) for line in lines]
+        # Only now: what cannot be rendered at all must not be held without a claim.
+        shard.pending = {line.index: line for line in lines}
+        self._shards[key] = shard
+        self._shard_of |= {row_key(batch_id, line.index): shard for line in lines}
+        for prompt in rendered:
+            if isinstance(prompt, Prompt):
+                self._trials.submit(prompt, on_last_try=on_last_try)
+        self._settle([result for result in rendered if isinstance(result, ResultRecord)])
 
     def sweep(self) -> Swept:
         return self._trials.sweep()
@@ -138,16 +140,16 @@ class Accumulator:
         statuses = self._ledger.batches.statuses(in_time)
         return {id_ for id_, status in statuses.items() if status is BatchStatus.IN_PROGRESS}
 
-    def _submit(
-        self, shard: HeldShard, line: LineRecord, stream: BinaryIO, *, on_last_try: bool
-    ) -> ResultRecord | None:
-        """The refusal, if the line cannot run."""
+    def _render(self, batch: Batch, line: LineRecord, stream: BinaryIO) -> Prompt | ResultRecord:
+        """The prompt, or the line's result if it cannot run."""
         stream.seek(line.offset_bytes)
         raw = stream.read(line.num_bytes)
-        request, _ = parse_request_line(raw, line=line.index, endpoint=shard.batch.endpoint)
-        assert request is not None, f"{shard.batch.id}: a validated line {line.index} is none"
+        request, _ = parse_request_line(raw, line=line.index, endpoint=batch.endpoint)
+        if request is None:
+            log.error("a validated line is none any more", batch_id=batch.id, line_index=line.index)
+            return _server_error(batch, line)
         try:
-            prompt = self._renderer.prompt(shard.batch, line.index, request.body)
+            prompt = self._renderer.prompt(batch, line.index, request.body)
             self._engine.check(prompt)
         except PromptError as error:
             refusal: RequestError = InvalidRequestError(
@@ -156,9 +158,8 @@ class Accumulator:
         except RequestError as error:
             refusal = error
         else:
-            self._trials.submit(prompt, on_last_try=on_last_try)
-            return None
-        return refused_result(shard.batch.id, line, status_code=400, error=error_body(refusal))
+            return prompt
+        return refused_result(batch.id, line, status_code=400, error=error_body(refusal))
 
     def _drop_rows(self, shard: HeldShard) -> None:
         for index in shard.pending:
@@ -192,13 +193,7 @@ class Accumulator:
             return None
         batch, line = found
         log.error("a line breaks the engine", batch_id=batch.id, line_index=line.index)
-        error = {
-            "message": "The server had an error while processing this request.",
-            "type": "server_error",
-            "param": None,
-            "code": "server_error",
-        }
-        return refused_result(batch.id, line, status_code=500, error=error)
+        return _server_error(batch, line)
 
     def _settle(self, results: list[ResultRecord]) -> None:
         if not results:
@@ -207,3 +202,14 @@ class Accumulator:
         for result in results:
             shard = self._shard_of.pop(row_key(result.batch_id, result.line_index))
             del shard.pending[result.line_index]
+
+
+def _server_error(batch: Batch, line: LineRecord) -> ResultRecord:
+    """The result of a line that the user is not to blame for."""
+    error = {
+        "message": "The server had an error while processing this request.",
+        "type": "server_error",
+        "param": None,
+        "code": "server_error",
+    }
+    return refused_result(batch.id, line, status_code=500, error=error)
