@@ -76,14 +76,17 @@ class Accumulator:
             rows[shard.batch.id] += len(shard.pending)
         return {batch_id: num for batch_id, num in rows.items() if num}
 
-    def take(self, key: ShardKey, *, on_last_try: bool = False) -> None:
-        """Put the shard's unsettled lines into the block. Raises NotFoundError for no such batch."""
+    def take(self, key: ShardKey, *, at_once: int | None = None, on_last_try: bool = False) -> int:
+        """Put the shard's unsettled lines into the block, all or so many at a time; how many.
+
+        Raises NotFoundError for no such batch.
+        """
         batch_id, index = key
         batch = self._batch(batch_id)
         shard = HeldShard(batch=batch, index=index, pending={})
         if batch.model != self._model_id or batch_id not in self._running([batch]):
             self._shards[key] = dataclasses.replace(shard, is_given_up=True)
-            return
+            return 0
         with self._store.read(batch.input_blob) as stream:
             lines = self._ledger.lines.unsettled(batch_id, index)
             rendered = [self._render(batch, line, stream) for line in lines]
@@ -91,10 +94,25 @@ class Accumulator:
         shard.pending = {line.index: line for line in lines}
         self._shards[key] = shard
         self._shard_of |= {row_key(batch_id, line.index): shard for line in lines}
-        for prompt in rendered:
-            if isinstance(prompt, Prompt):
+        prompts = [prompt for prompt in rendered if isinstance(prompt, Prompt)]
+        if at_once is None:
+            for prompt in prompts:
                 self._trials.submit(prompt, on_last_try=on_last_try)
+        else:
+            self._trials.submit_in_turn(prompts, at_once=at_once)
         self._settle([result for result in rendered if isinstance(result, ResultRecord)])
+        return len(prompts)
+
+    def blame_first(self, key: ShardKey) -> None:
+        """Settle the first open line of a shard that is not held: it ends every process."""
+        batch = self._batch(key[0])
+        lines = self._ledger.lines.unsettled(*key)
+        if lines and batch.id in self._running([batch]):
+            log.error("a line ends the process", batch_id=batch.id, line_index=lines[0].index)
+            self._ledger.lines.record([_server_error(batch, lines[0])])
+
+    def num_open(self, key: ShardKey) -> int:
+        return len(self._shards[key].pending)
 
     def sweep(self) -> Swept:
         return self._trials.sweep()
