@@ -15,7 +15,7 @@ from tests.support.box import Box, completion_line
 from worker.context import IntakeContext
 from worker.finalize import finalize_batch, result_file_id
 from worker.intake import validate_batch
-from worker.reconcile import delete_stale_snapshots, reconcile
+from worker.reconcile import Reconciler, delete_stale_snapshots, reconcile
 
 
 def _begun(box: Box, context: IntakeContext, num_lines: int, *, window_s: float = 1_000) -> str:
@@ -173,6 +173,23 @@ def test_reconcile_leaves_batches_of_another_model_alone(box: Box, context: Inta
     _reconcile(box)
     assert len(box.queue) == 0
     assert box.batch(batch_id).status is BatchStatus.IN_PROGRESS
+
+
+def test_reconcile_goes_on_whatever_it_meets(
+    box: Box, context: IntakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def raise_at_first(*_: object, **__: object) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyError("nobody thought of this")
+
+    monkeypatch.setattr("worker.reconcile.reconcile", raise_at_first)
+    reconciler = Reconciler(box.ledger, box.doorbell, box.store, shards_ahead=1, every_s=0.01)
+    reconciler.start()
+    box.until(lambda: len(calls) > 1)
+    reconciler.stop()
 
 
 def test_expired_files_and_stale_snapshots_lose_their_bytes(
