@@ -1,6 +1,6 @@
 """Shards in, recorded lines out: what the worker holds of which batches, and what became of it.
 
-Knows the ledger and the block; nothing of the queue that the shards came by.
+Knows the ledger and the rows in the engine; nothing of the queue that the shards came by.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 
 import structlog
 
-from engine.config import Completion
+from engine.config import Completion, Prompt
 from engine.errors import PromptError
 from jobs.batch import Batch, BatchStatus
 from jobs.errors import InvalidRequestError, RequestError
@@ -24,9 +24,9 @@ from jobs.line import (
     refused_result,
 )
 from jobs.stores.base import FileStore
-from worker.block import Block, Swept
 from worker.model import Engine
 from worker.render import Renderer, error_body, parse_row_key, response_body, row_key
+from worker.trials import Swept, Trials
 
 log: Final = structlog.get_logger(__name__)
 ShardKey = tuple[str, int]
@@ -58,7 +58,7 @@ class Accumulator:
         model_id: str,
     ) -> None:
         self._engine = engine
-        self._block = Block(engine)
+        self._trials = Trials(engine)
         self._ledger = ledger
         self._store = store
         self._renderer = renderer
@@ -68,7 +68,7 @@ class Accumulator:
 
     @property
     def num_rows(self) -> int:
-        return self._block.num_rows
+        return self._trials.num_rows
 
     def rows_by_batch(self) -> dict[str, int]:
         rows: Counter[str] = Counter()
@@ -76,26 +76,46 @@ class Accumulator:
             rows[shard.batch.id] += len(shard.pending)
         return {batch_id: num for batch_id, num in rows.items() if num}
 
-    def take(self, key: ShardKey, *, on_last_try: bool = False) -> None:
-        """Put the shard's unsettled lines into the block. Raises NotFoundError for no such batch."""
+    def take(self, key: ShardKey, *, at_once: int | None = None, on_last_try: bool = False) -> int:
+        """Put the shard's unsettled lines into the block, all or so many at a time; how many.
+
+        Raises NotFoundError for no such batch.
+        """
         batch_id, index = key
         batch = self._batch(batch_id)
         shard = HeldShard(batch=batch, index=index, pending={})
         if batch.model != self._model_id or batch_id not in self._running([batch]):
             self._shards[key] = dataclasses.replace(shard, is_given_up=True)
-            return
+            return 0
         with self._store.read(batch.input_blob) as stream:
             lines = self._ledger.lines.unsettled(batch_id, index)
-            shard.pending = {line.index: line for line in lines}
-            self._shards[key] = shard
-            self._shard_of |= {row_key(batch_id, line.index): shard for line in lines}
-            refusals = [
-                self._submit(shard, line, stream, on_last_try=on_last_try) for line in lines
-            ]
-        self._settle([refusal for refusal in refusals if refusal is not None])
+            rendered = [self._render(batch, line, stream) for line in lines]
+        # Only now: what cannot be rendered at all must not be held without a claim.
+        shard.pending = {line.index: line for line in lines}
+        self._shards[key] = shard
+        self._shard_of |= {row_key(batch_id, line.index): shard for line in lines}
+        prompts = [prompt for prompt in rendered if isinstance(prompt, Prompt)]
+        if at_once is None:
+            for prompt in prompts:
+                self._trials.submit(prompt, on_last_try=on_last_try)
+        else:
+            self._trials.submit_in_turn(prompts, at_once=at_once)
+        self._settle([result for result in rendered if isinstance(result, ResultRecord)])
+        return len(prompts)
+
+    def blame_first(self, key: ShardKey) -> None:
+        """Settle the first open line of a shard that is not held: it ends every process."""
+        batch = self._batch(key[0])
+        lines = self._ledger.lines.unsettled(*key)
+        if lines and batch.id in self._running([batch]):
+            log.error("a line ends the process", batch_id=batch.id, line_index=lines[0].index)
+            self._ledger.lines.record([_server_error(batch, lines[0])])
+
+    def num_open(self, key: ShardKey) -> int:
+        return len(self._shards[key].pending)
 
     def sweep(self) -> Swept:
-        return self._block.sweep()
+        return self._trials.sweep()
 
     def record(self, swept: Swept) -> int:
         """Commit all that the sweep settled, in one transaction; how many lines."""
@@ -138,16 +158,16 @@ class Accumulator:
         statuses = self._ledger.batches.statuses(in_time)
         return {id_ for id_, status in statuses.items() if status is BatchStatus.IN_PROGRESS}
 
-    def _submit(
-        self, shard: HeldShard, line: LineRecord, stream: BinaryIO, *, on_last_try: bool
-    ) -> ResultRecord | None:
-        """The refusal, if the line cannot run."""
+    def _render(self, batch: Batch, line: LineRecord, stream: BinaryIO) -> Prompt | ResultRecord:
+        """The prompt, or the line's result if it cannot run."""
         stream.seek(line.offset_bytes)
         raw = stream.read(line.num_bytes)
-        request, _ = parse_request_line(raw, line=line.index, endpoint=shard.batch.endpoint)
-        assert request is not None, f"{shard.batch.id}: a validated line {line.index} is none"
+        request, _ = parse_request_line(raw, line=line.index, endpoint=batch.endpoint)
+        if request is None:
+            log.error("a validated line is none any more", batch_id=batch.id, line_index=line.index)
+            return _server_error(batch, line)
         try:
-            prompt = self._renderer.prompt(shard.batch, line.index, request.body)
+            prompt = self._renderer.prompt(batch, line.index, request.body)
             self._engine.check(prompt)
         except PromptError as error:
             refusal: RequestError = InvalidRequestError(
@@ -156,13 +176,12 @@ class Accumulator:
         except RequestError as error:
             refusal = error
         else:
-            self._block.submit(prompt, on_last_try=on_last_try)
-            return None
-        return refused_result(shard.batch.id, line, status_code=400, error=error_body(refusal))
+            return prompt
+        return refused_result(batch.id, line, status_code=400, error=error_body(refusal))
 
     def _drop_rows(self, shard: HeldShard) -> None:
         for index in shard.pending:
-            self._block.cancel(row_key(shard.batch.id, index))
+            self._trials.cancel(row_key(shard.batch.id, index))
             del self._shard_of[row_key(shard.batch.id, index)]
         shard.pending = {}
         shard.is_given_up = True
@@ -192,13 +211,7 @@ class Accumulator:
             return None
         batch, line = found
         log.error("a line breaks the engine", batch_id=batch.id, line_index=line.index)
-        error = {
-            "message": "The server had an error while processing this request.",
-            "type": "server_error",
-            "param": None,
-            "code": "server_error",
-        }
-        return refused_result(batch.id, line, status_code=500, error=error)
+        return _server_error(batch, line)
 
     def _settle(self, results: list[ResultRecord]) -> None:
         if not results:
@@ -207,3 +220,14 @@ class Accumulator:
         for result in results:
             shard = self._shard_of.pop(row_key(result.batch_id, result.line_index))
             del shard.pending[result.line_index]
+
+
+def _server_error(batch: Batch, line: LineRecord) -> ResultRecord:
+    """The result of a line that the user is not to blame for."""
+    error = {
+        "message": "The server had an error while processing this request.",
+        "type": "server_error",
+        "param": None,
+        "code": "server_error",
+    }
+    return refused_result(batch.id, line, status_code=500, error=error)

@@ -18,11 +18,12 @@ from jobs.errors import RequestError
 from jobs.queue import BLOCK_QUEUE, SHARD_TASK, Doorbell
 from jobs.settings import Settings
 from worker.accumulator import Accumulator, ShardKey
-from worker.block import EngineBrokenError
+from worker.deaths import Deaths, Suspicion
 from worker.feed import Feeder
 from worker.leased_worker import Claim, LeasedWorker
 from worker.model import Engine
 from worker.run_report import RunReport
+from worker.trials import EngineBrokenError
 
 log: Final = structlog.get_logger(__name__)
 _POLL_S: Final = 0.02
@@ -51,16 +52,20 @@ class BlockWorker(LeasedWorker):
             BLOCK_QUEUE, connection=connection, lease_s=settings.lease_s, stall_s=settings.stall_s
         )
         self._window_s = settings.accumulation_window_s
+        self._shard_lines = settings.shard_lines
         self._engine = engine
         self._accumulator = accumulator
         self._doorbell = doorbell
         self._feeder = feeder
         self._run_report = run_report
+        self._deaths = Deaths(connection)
         self._claims: dict[ShardKey, Claim] = {}
+        self._is_apart = False  # a suspect shard runs, or waits for the rest: nothing else comes in
         self._stopped_jobs: set[str] = set()
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Carry this shard, and all that can be claimed beside it, until none is held."""
+        self._is_apart = False
         try:
             with self.despite_lost_redis():
                 self._take(job)
@@ -88,7 +93,7 @@ class BlockWorker(LeasedWorker):
         """Wait for a full block, but for no longer than the window after the first line."""
         deadline = time.monotonic() + self._window_s
         while self._accumulator.num_rows < self._engine.block_rows:
-            if self._stop_requested or time.monotonic() >= deadline:
+            if self._is_apart or self._stop_requested or time.monotonic() >= deadline:
                 return
             if not self._take_next():
                 time.sleep(_POLL_S)
@@ -104,11 +109,15 @@ class BlockWorker(LeasedWorker):
             return
         swept = self._accumulator.sweep()
         num_settled = self._accumulator.record(swept)
+        if num_settled and self._is_apart:
+            self._note_harmless()
         self._run_report.note(rows, num_settled=num_settled)
         self.progressed()
 
     def _take_next(self) -> bool:
         """Claim one more shard; whether there was one."""
+        if self._is_apart:
+            return False
         with self.despite_lost_redis():
             job = self.next_job()
             if job is None:
@@ -120,18 +129,43 @@ class BlockWorker(LeasedWorker):
         return False
 
     def _take(self, job: Job) -> None:
+        suspicion = self._deaths.suspicion(job.id)
         claim = self.claim(job)
         try:
             key = _shard_key(job, self.start(claim))
             held = self._claims.get(key)
+            if held is None and suspicion.at_once is not None:
+                self._is_apart = True
+                if self._claims:  # it is the first to be taken when these are done
+                    self.give_back(claim)
+                    return
             if held is None:
-                self._accumulator.take(key, on_last_try=bool(job.meta.get(_NUM_FAILURES)))
+                self._enter(claim, key, suspicion)
         except (DeserializationError, RequestError, ValueError, TypeError):
             self.fail(claim)
             return
         self._claims[key] = claim
         if held is not None:  # rung anew after Redis forgot it; its rows are in the block already
             self.forget(held)
+
+    def _enter(self, claim: Claim, key: ShardKey, suspicion: Suspicion) -> None:
+        if suspicion.is_proven:
+            self._accumulator.blame_first(key)
+            suspicion = Suspicion(at_once=self._shard_lines)
+        num_lines = self._accumulator.take(
+            key,
+            at_once=suspicion.at_once,
+            on_last_try=bool(claim.job.meta.get(_NUM_FAILURES)),
+        )
+        if num_lines:
+            with self.despite_lost_redis():
+                self._deaths.hold(claim.job.id, suspicion, num_lines=num_lines)
+
+    def _note_harmless(self) -> None:
+        with self.despite_lost_redis():
+            for key, claim in self._claims.items():
+                if num_lines := self._accumulator.num_open(key):
+                    self._deaths.settled(claim.job.id, num_lines=num_lines)
 
     def _drop_ended(self) -> None:
         self._accumulator.drop_ended()
@@ -142,6 +176,7 @@ class BlockWorker(LeasedWorker):
                 del self._claims[key]
                 with self.despite_lost_redis():
                     self.stop(claim)
+                    self._deaths.forget(claim.job.id)
 
     def _finish_done(self) -> None:
         for shard in self._accumulator.pop_done():
@@ -152,6 +187,7 @@ class BlockWorker(LeasedWorker):
                 elif not shard.is_given_up:
                     self._feeder.feed(shard.batch.id)
                 self.finish(claim)
+                self._deaths.forget(claim.job.id)
 
     def _give_back(self) -> None:
         """Last claimed first, each to the front: the queue's order is as it was.
@@ -159,6 +195,8 @@ class BlockWorker(LeasedWorker):
         Their rows stay in the block: this process is about to end, and its engine may be broken.
         """
         for claim in reversed(self._claims.values()):
+            with self.despite_lost_redis():
+                self._deaths.let_go(claim.job.id)
             with self.despite_lost_redis():
                 self.give_back(claim)
         self._claims.clear()

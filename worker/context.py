@@ -1,4 +1,8 @@
-"""What intake's tasks work with, and the one place where bare RQ functions find it."""
+"""What intake's tasks work with, and the one place where bare RQ functions find it.
+
+RQ calls tasks by name, with arguments from the queue: they can be handed nothing else. So there is
+one global, the cached `_shelf`, and nobody but tasks looks at it.
+"""
 
 import dataclasses
 import functools
@@ -23,6 +27,7 @@ class IntakeContext:
 
 @functools.cache
 def _shelf() -> list[IntakeContext]:
+    """The process's only mutable global: empty, or the one context."""
     return []
 
 
@@ -32,6 +37,7 @@ def provide_context(context: IntakeContext) -> None:
 
 
 def task_context() -> IntakeContext:
+    """For bodies of tasks only; all else is handed what it needs."""
     (context,) = _shelf()
     return context
 

@@ -8,17 +8,20 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import BinaryIO, Final
 
 import structlog
 
 from jobs.batch import Batch, BatchStatus
+from jobs.errors import NotFoundError
 from jobs.file import BATCH_FILE_LIFETIME_S, File, Purpose
-from jobs.line import Outcome
+from jobs.line import LineRecord, Outcome, ResultRecord, parse_request_line, unrun_result
 from worker.context import IntakeContext, task_context
+from worker.input_lines import input_lines
 
 log: Final = structlog.get_logger(__name__)
 _WRITE_BYTES: Final = 2**20
+_SETTLED_AT_ONCE: Final = 2_000
 _ERROR_OUTCOMES: Final = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELLED)
 
 
@@ -65,7 +68,44 @@ def _settle_and_end(
     context: IntakeContext, batch: Batch, outcome: Outcome, status: BatchStatus
 ) -> None:
     context.ledger.lines.settle_rest(batch.id, outcome)
+    if outcome is Outcome.CANCELLED and batch.request_counts.total == 0:
+        _settle_unseen(context, batch)
     _write_and_end(context, batch, status)
+
+
+def _settle_unseen(context: IntakeContext, batch: Batch) -> None:
+    """Settle as cancelled what can be read of an input that was not recorded line by line yet."""
+    settled: list[ResultRecord] = []
+    try:
+        with context.store.read(batch.input_blob) as stream:
+            for line in _readable_lines(context, batch, stream):
+                settled.append(unrun_result(batch.id, line, Outcome.CANCELLED))
+                if len(settled) == _SETTLED_AT_ONCE:
+                    context.ledger.lines.record(settled)
+                    settled.clear()
+    except NotFoundError:
+        log.warning("the input of a cancelled batch is lost", batch_id=batch.id)
+    context.ledger.lines.record(settled)
+
+
+def _readable_lines(context: IntakeContext, batch: Batch, stream: BinaryIO) -> Iterator[LineRecord]:
+    """The lines that are what they should be on the outside, the first of each custom id."""
+    custom_ids: set[str] = set()
+    for line in input_lines(stream, max_line_bytes=context.settings.max_line_bytes):
+        if line.raw is None:
+            continue
+        request, _ = parse_request_line(line.raw, line=line.number, endpoint=batch.endpoint)
+        if request is None or request.custom_id in custom_ids:
+            continue
+        yield LineRecord(
+            index=len(custom_ids),
+            custom_id=request.custom_id,
+            offset_bytes=line.offset_bytes,
+            num_bytes=len(line.raw),
+            num_prompt_tokens=0,
+            shard_index=0,
+        )
+        custom_ids.add(request.custom_id)
 
 
 def _write_and_end(context: IntakeContext, batch: Batch, status: BatchStatus) -> None:

@@ -212,8 +212,10 @@ class LeasedWorker(SimpleWorker):
                 # A wedged call cannot be interrupted from here; dead is better than mute.
                 log.critical("no progress, giving up", worker=self.name, silent_s=silent_s)
                 os._exit(_STALLED_STATUS)
-            with self.despite_lost_redis():
+            try:
                 self._beat()
+            except Exception as error:  # noqa: BLE001 - without this thread all leases lapse
+                log.warning("a beat failed, going on", worker=self.name, error=repr(error))
 
     def _beat(self) -> None:
         for execution in list(self.executions.values()):

@@ -8,8 +8,6 @@ import time
 from typing import Final
 
 import structlog
-from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.batch import Batch, BatchStatus
 from jobs.errors import NotFoundError
@@ -86,8 +84,8 @@ class Reconciler:
                 reconcile(
                     self._ledger, self._doorbell, self._store, shards_ahead=self._shards_ahead
                 )
-            except (RedisError, SQLAlchemyError, OSError) as error:
-                log.warning("reconcile failed, trying again", error=str(error))
+            except Exception as error:  # noqa: BLE001 - without this thread nothing is rung again
+                log.warning("reconcile failed, trying again", error=repr(error))
 
 
 def _is_due_for_finalize(ledger: Ledger, batch: Batch) -> bool:

@@ -43,7 +43,7 @@ def chat_line(index: int, **body: Any) -> str:
 class Box:
     def __init__(self, folder: Path, redis_url: str, **settings: Any) -> None:
         (folder / MODEL).mkdir(exist_ok=True)
-        config = {"max_position_embeddings": 256, "vocab_size": 1_000}
+        config = {"model_type": "llama", "max_position_embeddings": 256, "vocab_size": 1_000}
         (folder / MODEL / "config.json").write_text(json.dumps(config))
         defaults = Settings(
             state_dir=folder / "state",

@@ -1,6 +1,8 @@
 """An engine and a tokenizer without a model: a completion depends on its prompt alone."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +13,8 @@ from engine.errors import EngineError, PromptError
 
 POISON = 666
 """A prompt that holds this token makes every sweep it is in raise."""
+LETHAL = 667
+"""One that holds this token kills the process, as the kernel does when memory runs out."""
 
 
 class FakeTokenizer:
@@ -80,6 +84,8 @@ class FakeEngine:
         block = dict(list(self._rows.items())[: self.block_rows])
         if self._raises_always or any(POISON in prompt.token_ids for prompt, _ in block.values()):
             raise RuntimeError("the device is gone")
+        if any(LETHAL in prompt.token_ids for prompt, _ in block.values()):
+            os.kill(os.getpid(), signal.SIGKILL)
         self.num_sweeps += 1
         self.largest_block = max(self.largest_block, len(block))
         for prompt, tokens in block.values():

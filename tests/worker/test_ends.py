@@ -15,7 +15,7 @@ from tests.support.box import Box, completion_line
 from worker.context import IntakeContext
 from worker.finalize import finalize_batch, result_file_id
 from worker.intake import validate_batch
-from worker.reconcile import delete_stale_snapshots, reconcile
+from worker.reconcile import Reconciler, delete_stale_snapshots, reconcile
 
 
 def _begun(box: Box, context: IntakeContext, num_lines: int, *, window_s: float = 1_000) -> str:
@@ -108,10 +108,38 @@ def _crash(*_: object, **__: object) -> None:
     raise OSError("no space left")
 
 
-def test_a_batch_cancelled_before_it_ran_has_no_files(box: Box, context: IntakeContext) -> None:
-    batch_id = box.add([completion_line(0)])
+def test_a_batch_cancelled_before_it_ran_lists_its_readable_lines(
+    box: Box, context: IntakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.finalize._SETTLED_AT_ONCE", 2)
+    lines = [completion_line(index) for index in range(5)]
+    batch_id = box.add([lines[0], "{oops", *lines[1:], lines[1]])
     box.ledger.batches.advance(batch_id, BatchStatus.CANCELLING)
     validate_batch(context, batch_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(box.store, "size", _crash)
+        with pytest.raises(OSError):
+            finalize_batch(context, batch_id)
+    finalize_batch(context, batch_id)
+    batch = box.batch(batch_id)
+    assert batch.status is BatchStatus.CANCELLED
+    assert batch.output_file_id is None
+    rows = box.rows(batch.error_file_id)
+    assert [row["custom_id"] for row in rows] == [f"c-{index}" for index in range(5)]
+    assert {row["error"]["code"] for row in rows} == {"batch_cancelled"}
+    assert {row["response"] for row in rows} == {None}
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (0, 0)
+    assert not box.store.delete(batch.input_blob)
+
+
+@pytest.mark.parametrize("content", [b"", b"{oops", None])
+def test_a_cancelled_batch_without_a_readable_line_has_no_files(
+    content: bytes | None, box: Box, context: IntakeContext
+) -> None:
+    batch_id = box.add(content or b"")
+    if content is None:
+        box.store.delete(f"input-{batch_id}")
+    box.ledger.batches.advance(batch_id, BatchStatus.CANCELLING)
     finalize_batch(context, batch_id)
     batch = box.batch(batch_id)
     assert batch.status is BatchStatus.CANCELLED
@@ -173,6 +201,23 @@ def test_reconcile_leaves_batches_of_another_model_alone(box: Box, context: Inta
     _reconcile(box)
     assert len(box.queue) == 0
     assert box.batch(batch_id).status is BatchStatus.IN_PROGRESS
+
+
+def test_reconcile_goes_on_whatever_it_meets(
+    box: Box, context: IntakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def raise_at_first(*_: object, **__: object) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyError("nobody thought of this")
+
+    monkeypatch.setattr("worker.reconcile.reconcile", raise_at_first)
+    reconciler = Reconciler(box.ledger, box.doorbell, box.store, shards_ahead=1, every_s=0.01)
+    reconciler.start()
+    box.until(lambda: len(calls) > 1)
+    reconciler.stop()
 
 
 def test_expired_files_and_stale_snapshots_lose_their_bytes(

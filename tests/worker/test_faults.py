@@ -1,6 +1,7 @@
 """What happens when processes die, Redis forgets, or rows break the engine."""
 
 import collections
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from rq.job import Job
 
 from jobs.batch import BatchStatus
 from tests.support.box import Box, completion_line
-from tests.support.fake_engine import POISON
+from tests.support.fake_engine import LETHAL, POISON
 from worker.render import parse_row_key
 
 
@@ -111,6 +112,7 @@ def test_a_cancelled_batch_leaves_the_block_within_a_sweep(box: Box) -> None:
 def test_a_batch_past_its_window_expires_with_what_is_finished(box: Box) -> None:
     lines = [completion_line(index, max_tokens=1 if index < 2 else 200) for index in range(6)]
     with box.running("intake"), box.running("worker", sweep_s=0.05):
+        box.until(lambda: box.redis.scard("rq:workers") == 2)  # the window is for work alone
         batch = box.wait(box.add(lines, window_s=4))
         box.until(lambda: box.queue.started_job_registry.count == 0)
     assert batch.status is BatchStatus.EXPIRED
@@ -156,6 +158,55 @@ def test_a_poisonous_line_all_alone_is_blamed_by_the_second_process(box: Box) ->
             assert box.wait(batch_id).request_counts.failed == 1
 
 
+def _outlives(box: Box, *batch_ids: str) -> bool:
+    """Whether a worker started now is alive when the batches have ended."""
+
+    def ended() -> bool:
+        return all(box.batch(batch_id).status.is_final for batch_id in batch_ids)
+
+    with box.running("worker") as worker:
+        box.until(lambda: worker.poll() is not None or ended())
+        return worker.poll() is None
+
+
+def _killed_at_work(box: Box) -> None:
+    before = len(box.submitted())
+    with box.running("worker", sweep_s=0.1):
+        box.until(lambda: len(box.submitted()) > before)
+        time.sleep(0.1)
+
+
+def test_a_line_that_kills_the_process_gets_a_500_and_harms_no_other(box: Box) -> None:
+    box.settings = dataclasses.replace(box.settings, lease_s=1)
+    lines = [completion_line(index) for index in range(7)]
+    lines[2] = completion_line(2, prompt=[1, LETHAL])
+    with box.running("intake"):
+        batch_id, other_id = box.add(lines), box.add([completion_line(index) for index in range(5)])
+        box.until(lambda: len(box.queue) == 4)
+        num_deaths = 0
+        while not _outlives(box, batch_id, other_id):
+            num_deaths += 1
+            assert num_deaths <= 7  # three among others, then of 4, 2, 1 and 1 lines
+    assert box.batch(other_id).request_counts.completed == 5
+    batch = box.batch(batch_id)
+    assert batch.status is BatchStatus.COMPLETED
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (6, 1)
+    (row,) = box.rows(batch.error_file_id)
+    assert (row["custom_id"], row["response"]["status_code"]) == ("c-2", 500)
+    _conserved(box, batch_id, 7)
+    assert not box.redis.keys("freight:deaths:*")
+
+
+def test_kills_by_an_operator_blame_no_line(box: Box) -> None:
+    box.settings = dataclasses.replace(box.settings, lease_s=1)
+    batch_id = box.add([completion_line(index, max_tokens=20) for index in range(4)])
+    with box.running("intake"):
+        for _ in range(5):  # up to where its lines run one by one
+            _killed_at_work(box)
+        with box.running("worker"):
+            assert box.wait(batch_id).request_counts.completed == 4
+
+
 def test_a_stopped_shard_leaves_the_block_and_comes_again(box: Box) -> None:
     batch_id = box.add([completion_line(index, max_tokens=30) for index in range(8)])
     with box.running("intake"), box.running("worker", sweep_s=0.05):
@@ -179,4 +230,4 @@ def test_a_start_that_cannot_succeed_says_so_in_one_line(box: Box, tmp_path: Pat
         )
         assert ended.returncode == os.EX_CONFIG
         (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-        assert "config.json" in line
+        assert str(tmp_path / "tiny") in line

@@ -3,8 +3,10 @@
 import dataclasses
 import os
 import signal
+import threading
 import time
 
+import pytest
 from redis import Redis
 from rq import Queue
 from rq.utils import import_attribute
@@ -13,6 +15,7 @@ from jobs.batch import BatchStatus
 from jobs.queue import BLOCK_QUEUE, FINALIZE_TASK, INTAKE_QUEUE, SHARD_TASK, VALIDATE_TASK
 from tests.support.box import Box, completion_line
 from tests.support.valkey import running_valkey
+from worker.leased_worker import LeasedWorker
 
 
 def test_the_task_names_resolve() -> None:
@@ -26,6 +29,24 @@ def test_a_sweep_far_longer_than_the_lease_keeps_its_shards(box: Box) -> None:
         box.until(lambda: box.queue.started_job_registry.count == 1)
         assert box.wait(batch_id).request_counts.completed == 1
     assert len(box.submitted()) == 1
+
+
+def test_a_worker_beats_on_whatever_a_beat_meets(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def raise_at_first(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyError("nobody thought of this")
+
+    worker = LeasedWorker(INTAKE_QUEUE, connection=box.redis, lease_s=1, stall_s=60)
+    monkeypatch.setattr(worker, "_beat", raise_at_first)
+    stopped = threading.Event()
+    beat = threading.Thread(target=worker._beat_until, args=(stopped,), daemon=True)
+    beat.start()
+    box.until(lambda: len(calls) > 1)
+    stopped.set()
+    beat.join()
 
 
 def test_a_stalled_worker_ends_itself(box: Box) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from engine.config import Prompt, Sampling
 from tests.support.fake_engine import POISON, FakeEngine
-from worker.block import Block, EngineBrokenError
 from worker.run_report import RunReport
+from worker.trials import EngineBrokenError, Trials
 
 
 def _prompt(index: int, *, token: int = 5, max_tokens: int = 3) -> Prompt:
@@ -16,12 +16,12 @@ def _prompt(index: int, *, token: int = 5, max_tokens: int = 3) -> Prompt:
     return Prompt(key=f"b/{index}", token_ids=(index, token), sampling=sampling)
 
 
-def _run(block: Block, num_sweeps: int = 400) -> tuple[set[str], set[str]]:
+def _run(trials: Trials, num_sweeps: int = 400) -> tuple[set[str], set[str]]:
     finished, blamed = set(), set()
     for _ in range(num_sweeps):
-        if not block.num_rows:
+        if not trials.num_rows:
             break
-        swept = block.sweep()
+        swept = trials.sweep()
         finished |= {completion.key for completion in swept.completions}
         blamed |= set(swept.blamed)
     return finished, blamed
@@ -29,33 +29,33 @@ def _run(block: Block, num_sweeps: int = 400) -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize("poisonous", [{0}, {15}, {7}, {3, 12}])
 def test_only_poisonous_rows_are_blamed(poisonous: set[int]) -> None:
-    block = Block(FakeEngine())
+    trials = Trials(FakeEngine())
     for index in range(16):
-        block.submit(_prompt(index, token=POISON if index in poisonous else 5))
-    block.sweep()
-    block.submit(_prompt(99))  # arrives during the trials
-    finished, blamed = _run(block)
+        trials.submit(_prompt(index, token=POISON if index in poisonous else 5))
+    trials.sweep()
+    trials.submit(_prompt(99))  # arrives during the trials
+    finished, blamed = _run(trials)
     assert blamed == {f"b/{index}" for index in poisonous}
     assert finished == {f"b/{index}" for index in {*range(16), 99} - poisonous}
 
 
 def test_a_cancelled_row_is_not_tried_again() -> None:
-    block = Block(FakeEngine())
+    trials = Trials(FakeEngine())
     for index in range(4):
-        block.submit(_prompt(index, token=POISON if index == 1 else 5))
-    block.sweep()
-    block.cancel("b/1")
-    block.cancel("b/3")
-    finished, blamed = _run(block)
+        trials.submit(_prompt(index, token=POISON if index == 1 else 5))
+    trials.sweep()
+    trials.cancel("b/1")
+    trials.cancel("b/3")
+    finished, blamed = _run(trials)
     assert (finished, blamed) == ({"b/0", "b/2"}, set())
 
 
 def test_a_broken_engine_is_told_from_a_bad_row() -> None:
-    block = Block(FakeEngine(raises_always=True))
+    trials = Trials(FakeEngine(raises_always=True))
     for index in range(32):
-        block.submit(_prompt(index))
+        trials.submit(_prompt(index))
     with pytest.raises(EngineBrokenError, match="every row"):
-        _run(block, num_sweeps=2 * int(math.log2(32)) + 4)
+        _run(trials, num_sweeps=2 * int(math.log2(32)) + 4)
 
 
 def test_the_report_joins_sweeps_over_the_same_batches(tmp_path: Path) -> None:

@@ -30,11 +30,11 @@ class Swept:
     blamed: list[str]
 
 
-class Block:
+class Trials:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._running: dict[str, Prompt] = {}
-        self._trials: list[list[Prompt]] = []  # groups to be run apart, the next one last
+        self._groups: list[list[Prompt]] = []  # groups to be run apart, the next one last
         self._later: list[Prompt] = []  # arrived during the trials
         self._suspects: list[str] = []  # raised alone, no proof yet that others do not
         self._tries_alone: Counter[str] = Counter()
@@ -42,7 +42,7 @@ class Block:
 
     @property
     def num_rows(self) -> int:
-        return len(self._running) + sum(map(len, self._trials)) + len(self._later)
+        return len(self._running) + sum(map(len, self._groups)) + len(self._later)
 
     def submit(self, prompt: Prompt, *, on_last_try: bool = False) -> None:
         """`on_last_try`: a process has already ended over this row's shard."""
@@ -53,10 +53,17 @@ class Block:
         else:
             self._enter([prompt])
 
+    def submit_in_turn(self, prompts: list[Prompt], *, at_once: int) -> None:
+        """So many at a time, in this order. Processes have ended over them: nothing else may be in."""
+        assert not self.num_rows
+        starts = range(0, len(prompts), at_once)
+        self._groups = [prompts[start : start + at_once] for start in reversed(starts)]
+        self._on_last_try |= {prompt.key for prompt in prompts}
+
     def cancel(self, key: str) -> None:
         self._engine.cancel(key)
         self._running.pop(key, None)
-        for rows in (*self._trials, self._later):
+        for rows in (*self._groups, self._later):
             rows[:] = [prompt for prompt in rows if prompt.key != key]
         self._suspects = [suspect for suspect in self._suspects if suspect != key]
         self._on_last_try.discard(key)
@@ -78,7 +85,7 @@ class Block:
         return Swept(completions=completions, blamed=blamed)
 
     def _on_trial(self) -> bool:
-        return bool(self._trials or self._suspects or self._later)
+        return bool(self._groups or self._suspects or self._later)
 
     def _enter(self, prompts: list[Prompt]) -> None:
         for prompt in prompts:
@@ -86,8 +93,8 @@ class Block:
             self._running[prompt.key] = prompt
 
     def _enter_next_trial(self) -> None:
-        while not self._running and self._trials:
-            self._enter(self._trials.pop())
+        while not self._running and self._groups:
+            self._enter(self._groups.pop())
         if not self._running:  # the trials are over
             later, self._later = self._later, []
             self._enter(later)
@@ -99,12 +106,12 @@ class Block:
         self._running.clear()
         if len(group) > 1:
             half = len(group) // 2
-            self._trials += [group[half:], group[:half]]
+            self._groups += [group[half:], group[:half]]
             return
         key = group[0].key
         self._tries_alone[key] += 1
         if self._tries_alone[key] < _TRIES_ALONE:
-            self._trials.append(group)
+            self._groups.append(group)
             return
         self._suspects.append(key)
         if len(self._suspects) > 1:
