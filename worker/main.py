@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from rq.exceptions import StopRequested
 
 from jobs.errors import SettingsError
-from jobs.ledger.ledger import Ledger
+from jobs.ledger.ledger import Ledger, delete_unreferenced_blobs
 from jobs.queue import INTAKE_QUEUE, Doorbell
 from jobs.settings import Settings
 from worker import model
@@ -25,6 +25,7 @@ from worker.model import Engine, LoadEngine, LoadTokenizer
 from worker.reconcile import Reconciler, delete_stale_snapshots, reconcile
 from worker.run_report import RunReport
 
+_BLOB_GRACE_S: Final = 86_400.0  # no upload takes a day between its bytes and its record
 log: Final = structlog.get_logger(__name__)
 _MAX_WAIT_S: Final = 5.0
 _CONNECT_TIMEOUT_S: Final = 5.0
@@ -55,6 +56,7 @@ def run_intake(settings: Settings, *, load_tokenizer: LoadTokenizer = model.load
             )
         )
         delete_stale_snapshots(ledger, store)
+        delete_unreferenced_blobs(ledger, store, older_than_s=_BLOB_GRACE_S)
         with _reconciling(settings):
             _serve(connection, lambda: _intake_worker(settings, connection))
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from jobs.batch import Batch, BatchStatus
+from jobs.batch import SNAPSHOT_PREFIX, Batch, BatchStatus
 from jobs.errors import NotFoundError
 from jobs.ledger.ledger import Ledger
 from jobs.queue import Doorbell
@@ -18,7 +18,6 @@ from worker.feed import Feeder
 
 log: Final = structlog.get_logger(__name__)
 _LIVE: Final = tuple(status for status in BatchStatus if not status.is_final)
-_SNAPSHOT: Final = "input-"
 
 
 def reconcile(ledger: Ledger, doorbell: Doorbell, store: FileStore, *, shards_ahead: int) -> None:
@@ -41,10 +40,10 @@ def reconcile(ledger: Ledger, doorbell: Doorbell, store: FileStore, *, shards_ah
 def delete_stale_snapshots(ledger: Ledger, store: FileStore) -> None:
     """Inputs of batches that ended just before a crash. One of no known batch may be being made."""
     for name in list(store.names()):
-        if not name.startswith(_SNAPSHOT):
+        if not name.startswith(SNAPSHOT_PREFIX):
             continue
         try:
-            status = ledger.batches.status(name.removeprefix(_SNAPSHOT))
+            status = ledger.batches.status(name.removeprefix(SNAPSHOT_PREFIX))
         except NotFoundError:
             continue
         if status.is_final:
