@@ -186,6 +186,7 @@ class BlockWorker(LeasedWorker):
                     self._doorbell.finalize(shard.batch.id)
                 elif not shard.is_given_up:
                     self._feeder.feed(shard.batch.id)
+            with self.despite_lost_redis():  # on its own: a claim must not outlive its shard
                 self.finish(claim)
                 self._deaths.forget(claim.job.id)
 
