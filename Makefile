@@ -70,7 +70,7 @@ gpu: setup
 bench: setup model
 	$(BIN)/python bench/server_memory.py
 	$(BIN)/python bench/demo_oracle.py $(MODEL)
-	$(BIN)/python bench/ragged.py $(MODEL) --rows 48
+	$(BIN)/python bench/ragged.py $(MODEL) --rows 96 --batch-sizes 32
 
 # Only a maintainer needs uv. torch stays out of every lock, see above.
 COMPILE := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 \

@@ -138,7 +138,7 @@ def needed_flops(model: Any, prompts: Sequence[Prompt], outcome: Outcome) -> flo
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--repeats", type=int, default=2, help="of Freight and generate's best")
     parser.add_argument("--seed", type=int, default=0)
