@@ -131,7 +131,5 @@ def _reason(shape: ModelShape, policy: Policy, budget_bytes: int) -> str:
         where = f"all {total:,} bytes of layers fit the {policy.compute} tier"
     else:
         where = f"{policy.streamed_bytes:,} of {total:,} layer bytes are streamed each sweep"
-    rows = policy.kv_bytes // (shape.kv_bytes_per_token * shape.max_context_tokens)
-    return (
-        f"fixed rules within {budget_bytes:,} bytes: {where}; KV holds {rows} rows of full context"
-    )
+    kv_tokens = policy.kv_bytes // shape.kv_bytes_per_token
+    return f"fixed rules within {budget_bytes:,} bytes: {where}; KV holds {kv_tokens:,} tokens"
