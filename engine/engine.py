@@ -12,7 +12,9 @@ from typing import Any, Final, Self
 import torch
 
 from engine.compute.attention import ATTENTION_NAME, AttentionContext, attach
+from engine.compute.fetched import Fetched
 from engine.compute.lockstep import gate_layers
+from engine.compute.routes import Beside, Here, Route
 from engine.compute.skeleton import build_skeleton, decoder_layers
 from engine.config import Budgets, Completion, FinishReason, Prompt
 from engine.context import max_context_tokens
@@ -29,6 +31,7 @@ from engine.planning.shape import ModelShape
 from engine.sweep.block import Block, Row, Share
 from engine.sweep.executor import Executor
 from engine.sweep.report import Report
+from engine.timeline import Timeline
 from engine.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -53,26 +56,28 @@ class Engine:
         model: Any,  # transformers' models are untyped
         tokenizer: Tokenizer,
         policy: Policy,
+        spill_dir: Path,
     ) -> None:
         self.policy = policy
         self.tokenizer = tokenizer
         self._eos_token_ids = frozenset((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids))
         self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
         self._report = Report(policy_reason=policy.reason)
+        timeline = Timeline()
         device = _device(policy.compute)
         layers = decoder_layers(model)
-        self._cache = KVCache(
-            kv_shapes(checkpoint.config),
-            budget_bytes=policy.kv_bytes,
-            dtype=getattr(torch, policy.compute_dtype),
-            device=_device(policy.kv_tier),
-        )
+        caches = _caches(checkpoint.config, policy, spill_dir)
         # A row never outgrows what keys and values have room for.
-        self.max_context_tokens = min(max_context_tokens(checkpoint.config), self._cache.num_tokens)
-        context = AttentionContext(self._cache)
-        attach(model, context)
+        self.max_context_tokens = min(
+            max_context_tokens(checkpoint.config), max(cache.num_tokens for cache in caches)
+        )
+        self._context = AttentionContext(
+            {cache.tier: _route(cache, policy, timeline) for cache in caches}
+        )
+        attach(model, self._context)
         gate_layers(layers)
         with contextlib.ExitStack() as undo:
+            undo.callback(self._context.close)
             self._weights = StreamedWeights(
                 pack, model, splits=policy.layer_splits, compute=policy.compute, device=device
             )
@@ -80,13 +85,14 @@ class Engine:
             load_buffers(pack, model)
             model.to(device)  # buffers: every parameter is there already
             undo.pop_all()
-        self._block = Block(self._cache, max_rows=policy.block_rows)
+        self._block = Block(caches, max_rows=policy.block_rows)
         self._executor = Executor(
             model,
             num_layers=len(layers),
             weights=self._weights,
-            context=context,
-            micro_batch_tokens=policy.micro_batch_tokens,
+            context=self._context,
+            policy=policy,
+            spill_dir=spill_dir,
             eos_token_ids=sorted(self._eos_token_ids),
             device=device,
         )
@@ -141,6 +147,7 @@ class Engine:
             model=model,
             tokenizer=Tokenizer.load(opened.source),
             policy=chosen,
+            spill_dir=budgets.spill_dir,
         )
 
     @property
@@ -226,6 +233,7 @@ class Engine:
         return dataclasses.replace(
             self._report,
             preempted_rows=self._block.num_preempted,
+            shared_tokens=self._block.num_shared_tokens,
             weights_streamed_bytes=counters.streamed_bytes,
             weights_fetched_s=counters.fetched_s,
             weights_waited_s=counters.waited_s,
@@ -233,6 +241,8 @@ class Engine:
 
     def close(self) -> None:
         self._weights.close()
+        self._context.close()
+        self._executor.close()
 
     def __enter__(self) -> Self:
         return self
@@ -307,8 +317,35 @@ class Engine:
 
 def _num_prompt_tokens(share: Share) -> int:
     """How many of the tokens that the share has just brought to the cache are its prompt's."""
+    if share.prefix is not None:
+        return share.num_tokens
     cached = share.row.num_cached
     return max(0, min(cached, len(share.row.prompt.token_ids)) - (cached - share.num_tokens))
+
+
+def _caches(config: Any, policy: Policy, spill_dir: Path) -> list[KVCache]:
+    """One for each tier that keys and values get bytes of, fastest first."""
+    shapes = kv_shapes(config)
+    caches = [
+        KVCache(
+            shapes,
+            budget_bytes=policy.kv[tier],
+            dtype=getattr(torch, policy.compute_dtype),
+            tier=tier,
+            spill_dir=spill_dir,
+        )
+        for tier in Tier
+        if policy.kv[tier]
+    ]
+    return [cache for cache in caches if cache.num_tokens]
+
+
+def _route(cache: KVCache, policy: Policy, timeline: Timeline) -> Route:
+    if cache.tier is policy.compute:
+        return Here(cache, timeline)
+    if policy.attends_beside:
+        return Beside(cache, timeline)
+    return Fetched(cache, device=_device(policy.compute), timeline=timeline)
 
 
 def _device(tier: Tier) -> torch.device:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from typing import Self
 
 from engine.errors import BudgetError
 
@@ -16,7 +17,7 @@ class Tier(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Bytes of one layer's weights in each tier, in whole tensors of the pack's order.
+    """Bytes in each tier; of one layer's weights in whole tensors of the pack's order.
 
     What lies on the compute tier is resident; the rest is streamed once a sweep. With the CPU as
     compute tier `gpu_bytes` is 0 and `cpu_bytes` is the resident part.
@@ -25,6 +26,14 @@ class Split:
     gpu_bytes: int
     cpu_bytes: int
     disk_bytes: int
+
+    @classmethod
+    def on(cls, tier: Tier, num_bytes: int) -> Self:
+        """All of them on one tier."""
+        return cls(**{f"{each}_bytes": num_bytes if each is tier else 0 for each in Tier})
+
+    def __getitem__(self, tier: Tier) -> int:
+        return int(getattr(self, f"{tier}_bytes"))
 
     @property
     def total_bytes(self) -> int:
@@ -39,8 +48,9 @@ class Split:
 class Policy:
     """One decision for a whole run. The engine executes exactly this or refuses it.
 
-    `layer_splits` are in stored bytes, as in the pack; `kv_bytes` are allocated on `kv_tier`,
-    where attention then runs.
+    `layer_splits` are in stored bytes, as in the pack. `kv` are the bytes that keys and values get on
+    each tier; rows live on the fastest one that has room. Those that do not live on the compute tier
+    attend on the CPU beside them where `attends_beside` says so, and are fetched otherwise.
     """
 
     compute: Tier
@@ -50,13 +60,17 @@ class Policy:
     """Prompt tokens that one sweep may carry beside the decoding rows."""
     micro_batch_tokens: int
     """Tokens of one forward call: bounds activations."""
-    kv_tier: Tier
-    kv_bytes: int
+    kv: Split
     layer_splits: tuple[Split, ...]
     reason: str
+    attends_beside: bool = True
+    fetch_tokens: int = 65536
+    """Cached tokens that one micro-batch may bring from another tier."""
+    hidden_tier: Tier | None = None
+    """Where hidden states lie between layers; None is the compute tier."""
 
     def __post_init__(self) -> None:
-        for name in ("block_rows", "sweep_tokens", "micro_batch_tokens"):
+        for name in ("block_rows", "sweep_tokens", "micro_batch_tokens", "fetch_tokens"):
             if getattr(self, name) < 1:
                 raise BudgetError(f"a policy's {name} is at least 1, not {getattr(self, name)}")
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from engine.compute import attend, attention
+from engine.compute import packing
 from engine.config import Budgets, Completion, FinishReason, Prompt, Sampling
 from engine.engine import Engine
 from engine.errors import BudgetError, EngineError, PromptError
@@ -378,16 +378,16 @@ def test_after_a_sweep_that_raised_the_rows_go_on_as_if_it_had_not_been(
 ) -> None:
     prompts = [prompt_of(str(seed), seed=seed, max_tokens=9) for seed in range(3)]
     expected = run(shared, *prompts)
-    attend_views = attend.attend_views
+    write_and_attend = packing.write_and_attend
     calls = itertools.count()
 
     def raising(*arguments: Any, **options: Any) -> Any:
         # Inside the first, a middle and the last layer of a sweep, and in the one right after.
         if next(calls) in {0, 7, 8, 20, 31}:
             raise RuntimeError("out of luck")
-        return attend_views(*arguments, **options)
+        return write_and_attend(*arguments, **options)
 
-    monkeypatch.setattr(attention, "attend_views", raising)
+    monkeypatch.setattr("engine.compute.routes.write_and_attend", raising)
     found: dict[str, Completion] = {}
     num_raised = 0
     with load(folder, resident=0.0) as engine:

@@ -11,10 +11,18 @@ from engine.planning.shape import ModelShape
 _KV_TOKENS: Final = 4096
 
 
-def streaming(resident: float, *, hosted: float = 0.0, **changes: Any) -> PolicyMaker:
+def streaming(
+    resident: float,
+    *,
+    hosted: float = 0.0,
+    kv_tier: Tier | None = None,
+    kv_bytes: int | None = None,
+    **changes: Any,
+) -> PolicyMaker:
     """Of every layer the leading tensors resident, up to that fraction of its bytes; the rest on disk.
 
-    With a GPU, up to the fraction `hosted` lies in host memory. `changes` are fields of `Policy`.
+    With a GPU, up to the fraction `hosted` lies in host memory. Keys and values get `kv_bytes` of
+    `kv_tier`, if not told otherwise enough of the compute tier. `changes` are fields of `Policy`.
     """
 
     def make(shape: ModelShape, budgets: Budgets) -> Policy:
@@ -25,8 +33,10 @@ def streaming(resident: float, *, hosted: float = 0.0, **changes: Any) -> Policy
             block_rows=8,
             sweep_tokens=64,
             micro_batch_tokens=64,
-            kv_tier=compute,
-            kv_bytes=_KV_TOKENS * shape.kv_bytes_per_token,
+            kv=Split.on(
+                kv_tier or compute,
+                _KV_TOKENS * shape.kv_bytes_per_token if kv_bytes is None else kv_bytes,
+            ),
             layer_splits=tuple(
                 split_layer(tensors, compute, resident=resident, hosted=hosted)
                 for tensors in shape.layer_tensor_bytes

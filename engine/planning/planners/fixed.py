@@ -50,8 +50,7 @@ def plan_fixed(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
         block_rows=block_rows,
         sweep_tokens=sweep_tokens,
         micro_batch_tokens=micro_batch_tokens,
-        kv_tier=compute,
-        kv_bytes=kv_bytes,
+        kv=Split.on(compute, kv_bytes),
         layer_splits=splits,
         reason="",
     )
@@ -117,10 +116,11 @@ def _paged(num_tokens: int) -> int:
 def _require_room_for_kv(shape: ModelShape, policy: Policy, budget_bytes: int) -> None:
     least_tokens = _paged(min(shape.max_context_tokens, _LEAST_KV_TOKENS))
     least_bytes = shape.kv_bytes_per_token * least_tokens
-    if policy.kv_bytes < least_bytes:
+    kv_bytes = policy.kv[policy.compute]
+    if kv_bytes < least_bytes:
         raise BudgetError(
             f"the {policy.compute} tier has {budget_bytes:,} bytes: beside outer weights, "
-            f"activations and two layers {max(0, policy.kv_bytes):,} bytes are left for keys and "
+            f"activations and two layers {max(0, kv_bytes):,} bytes are left for keys and "
             f"values, and {least_tokens} tokens of them need {least_bytes:,} bytes"
         )
 
@@ -131,5 +131,5 @@ def _reason(shape: ModelShape, policy: Policy, budget_bytes: int) -> str:
         where = f"all {total:,} bytes of layers fit the {policy.compute} tier"
     else:
         where = f"{policy.streamed_bytes:,} of {total:,} layer bytes are streamed each sweep"
-    kv_tokens = policy.kv_bytes // shape.kv_bytes_per_token
+    kv_tokens = policy.kv[policy.compute] // shape.kv_bytes_per_token
     return f"fixed rules within {budget_bytes:,} bytes: {where}; KV holds {kv_tokens:,} tokens"
