@@ -11,8 +11,9 @@ import torch
 
 from engine.compute.attend import Segment
 from engine.compute.attention import AttentionContext, Packing
+from engine.compute.draws import Draw
 from engine.compute.lockstep import Lockstep, MicroBatch
-from engine.compute.sampling import Draw, sample
+from engine.compute.sampling import Sampled, sample
 from engine.errors import EngineError, UnsupportedModelError
 from engine.memory.weights import WeightSource
 from engine.sweep.block import Share
@@ -40,7 +41,7 @@ class Executor:
         self._eos_token_ids = tuple(eos_token_ids)
         self._device = device
 
-    def run(self, shares: Sequence[Share], report: Report) -> list[int]:
+    def run(self, shares: Sequence[Share], report: Report) -> list[Sampled]:
         """Sweep once; the next tokens of the shares that sample, in order.
 
         Raises EngineError, or what the model raised; the rows are then as they were before.
@@ -114,9 +115,14 @@ class Executor:
             ),
         )
 
-    def _sample(self, part: Sequence[Share], logits: torch.Tensor) -> list[int]:
+    def _sample(self, part: Sequence[Share], logits: torch.Tensor) -> list[Sampled]:
         draws = [
-            Draw(sampling=share.row.prompt.sampling, position=len(share.row.generated))
+            Draw(
+                sampling=share.row.prompt.sampling,
+                index=share.row.index,
+                prompt=share.row.prompt.token_ids,
+                generated=share.row.generated,
+            )
             for share in part
             if share.samples
         ]
