@@ -18,7 +18,7 @@ WORKING_BYTES: Final = 64 * 2**20
 """About how much memory the copies may take, beside the logits themselves."""
 
 _BYTES_PER_LOGIT: Final = 48
-"""Of a copied row at worst: its float32, its weights, those of its nucleus sorted, their sums."""
+"""Of a copied row at worst: its float32, its weights, those of its nucleus, their digits and sums."""
 
 
 class Sampled(NamedTuple):

@@ -15,8 +15,8 @@ import torch
 from engine.compute.draws import Draw
 from engine.compute.masses import MASS_BITS, masses
 
-_NUCLEUS_TOKENS: Final = 1024
-"""A nucleus is looked for among so many tokens first; only rows that need more are sorted."""
+_DIGITS: Final = ((20, 11), (10, 10), (0, 10))
+"""Shift and width of the digits of a weight: those of its float32, which holds it exactly."""
 
 
 def choose(
@@ -70,23 +70,26 @@ def _keep_nucleus(found: torch.Tensor, draws: Sequence[Draw]) -> None:
     total = candidates.sum(dim=-1, keepdim=True)
     shares_of_total = torch.tensor(shares, dtype=torch.float64, device=found.device)[:, None]
     wanted = (total * shares_of_total).ceil().long().clamp_(min=1)  # the likeliest always stays
-    count = min(_NUCLEUS_TOKENS, found.shape[1])
-    bounds, is_wider = _nucleus_bounds(candidates.topk(count, dim=-1).values, wanted)
-    if bool(is_wider.any()):
-        wider = is_wider.nonzero()[:, 0]
-        ordered = candidates[wider].sort(dim=-1, descending=True).values
-        bounds[wider], _ = _nucleus_bounds(ordered, wanted[wider])
-    every = found.new_zeros(len(draws))
-    every[at] = bounds
-    found.masked_fill_(found < every[:, None], 0)
+    bounds = found.new_zeros(len(draws))
+    bounds[at] = _bound_of_sum(candidates, wanted)
+    found.masked_fill_(found < bounds[:, None], 0)
 
 
-def _nucleus_bounds(
-    ordered: torch.Tensor, wanted: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of (rows, tokens) weights, heaviest first: the weight with which their sum comes to `wanted`,
-    and whether it does not.
+def _bound_of_sum(candidates: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """(rows) weights; those as heavy or heavier come to `wanted`, (rows, 1), and without it do not.
+
+    A radix search, the highest digit first: it sorts nothing and waits for no device.
     """
-    num_before = (ordered.cumsum(dim=-1) < wanted).sum(dim=-1, keepdim=True)
-    is_wider = num_before[:, 0] == ordered.shape[1]
-    return ordered.gather(1, num_before.clamp(max=ordered.shape[1] - 1))[:, 0], is_wider
+    bits = candidates.float().view(torch.int32)
+    found = torch.zeros_like(wanted)
+    for shift, width in _DIGITS:
+        is_near = (bits >> (shift + width)) == found
+        digits = ((bits >> shift) & (2**width - 1)).long()
+        sums = candidates.new_zeros(len(candidates), 2**width)
+        sums.scatter_add_(1, digits, candidates * is_near)
+        reached = sums.flip(1).cumsum(dim=1)  # from the heaviest digit down
+        num_above = (reached < wanted).sum(dim=1, keepdim=True).clamp_(max=2**width - 1)
+        above = reached.gather(1, (num_above - 1).clamp_(min=0))
+        wanted = wanted - above.masked_fill_(num_above == 0, 0)
+        found = (found << width) | (2**width - 1 - num_above)
+    return found.int().view(torch.float32).long()[:, 0]

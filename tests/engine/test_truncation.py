@@ -6,6 +6,8 @@ from typing import Any, Final
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -57,7 +59,7 @@ def oracle(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return warped.softmax(dim=-1)
 
 
-@pytest.mark.parametrize("vocab_size", [40, 5000])  # within, and beyond the first candidates
+@pytest.mark.parametrize("vocab_size", [40, 5000])
 def test_what_a_row_may_draw_is_what_the_librarys_warpers_leave(vocab_size: int) -> None:
     draws = [draw(**settings) for settings in SETTINGS.values()]
     logits = random_logits(len(draws), vocab_size)
@@ -71,10 +73,23 @@ def test_what_a_row_may_draw_is_what_the_librarys_warpers_leave(vocab_size: int)
         torch.testing.assert_close(found[row], expected, atol=2e-7, rtol=1e-4, msg=name)
 
 
-def test_the_nucleus_of_a_flat_row_is_found_beyond_the_first_candidates() -> None:
-    logits = random_logits(1, 5000)
-    num_kept = int((weights(logits, [draw(top_p=0.99, temperature=5.0)]) > 0).sum())
-    assert 4000 < num_kept < 5000
+@given(
+    steps=st.lists(st.integers(-40, 40), min_size=1, max_size=60),
+    top_p=st.floats(0, 1),
+    scale=st.sampled_from([0.001, 0.1, 1.0]),
+)
+def test_a_nucleus_is_the_fewest_of_the_likeliest_and_equals_of_the_last(
+    steps: list[int], top_p: float, scale: float
+) -> None:
+    logits = torch.tensor([steps], dtype=torch.float32) * scale
+    [every] = weights(logits.clone(), [draw()]).tolist()
+    ordered = sorted(every, reverse=True)
+    count = next(
+        (count for count in range(1, len(ordered)) if sum(ordered[:count]) >= top_p * sum(ordered)),
+        len(ordered),
+    )
+    [found] = weights(logits, [draw(top_p=top_p)]).tolist()
+    assert found == [weight if weight >= ordered[count - 1] else 0 for weight in every]
 
 
 def test_equals_of_the_last_token_that_stays_stay_with_it() -> None:
