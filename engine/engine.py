@@ -13,8 +13,10 @@ import torch
 
 from engine.compute.attention import ATTENTION_NAME, AttentionContext, attach
 from engine.compute.fetched import Fetched
+from engine.compute.limits import check_sampling
 from engine.compute.lockstep import gate_layers
 from engine.compute.routes import Beside, Here, Route
+from engine.compute.sampling import Sampled
 from engine.compute.skeleton import build_skeleton, decoder_layers
 from engine.config import Budgets, Completion, FinishReason, Prompt
 from engine.context import max_context_tokens
@@ -163,12 +165,9 @@ class Engine:
         token_ids, max_tokens = prompt.token_ids, prompt.sampling.max_tokens
         if not token_ids:
             raise PromptError("The prompt is empty.", code="invalid_value", param="prompt")
-        if max_tokens < 1:
-            raise PromptError(
-                f"Invalid 'max_tokens': expected at least 1, got {max_tokens}.",
-                code="integer_below_min_value",
-                param="max_tokens",
-            )
+        check_sampling(
+            prompt.sampling, vocab_size=self._vocab_size, eos_token_ids=self._eos_token_ids
+        )
         if len(token_ids) + max_tokens > self.max_context_tokens:
             raise PromptError(
                 f"This model's maximum context length is {self.max_context_tokens} tokens. "
@@ -186,13 +185,14 @@ class Engine:
             )
 
     def submit(self, prompt: Prompt) -> None:
-        """Let the prompt wait for a place in the block. Raises PromptError."""
+        """Let the prompt's rows wait for places in the block. Raises PromptError."""
         self.check(prompt)
         limit = len(prompt.token_ids) + prompt.sampling.max_tokens
-        self._block.add(Row(prompt=prompt, limit_tokens=limit))
+        for index in range(prompt.sampling.n):
+            self._block.add(Row(prompt=prompt, index=index, limit_tokens=limit))
 
     def cancel(self, key: str) -> None:
-        """Drop a row, waiting or running; no completion of it will come."""
+        """Drop a prompt's rows, waiting or running; no further completion of it will come."""
         self._block.drop(key)
 
     def sweep(self) -> list[Completion]:
@@ -257,13 +257,16 @@ class Engine:
 
     def _reason_to_end(self, row: Row, token: int) -> FinishReason | None:
         sampling = row.prompt.sampling
-        if token in self._eos_token_ids and not sampling.ignore_eos:
+        if self._ends(row, token):
             return FinishReason.STOP
         if sampling.stop and len(row.generated) >= sampling.min_tokens and self._stops(row):
             return FinishReason.STOP
         if row.num_tokens >= row.limit_tokens:
             return FinishReason.LENGTH
         return None
+
+    def _ends(self, row: Row, token: int) -> bool:
+        return token in row.prompt.sampling.end_token_ids(self._eos_token_ids)
 
     def _stops(self, row: Row) -> bool:
         """Whether a stop string has just become whole: only the tail can have changed."""
@@ -284,25 +287,26 @@ class Engine:
         return min((at for at in found if at >= 0), default=None)
 
     def _complete(self, row: Row, reason: FinishReason) -> Completion:
-        token_ids = row.generated
-        ended = reason is FinishReason.STOP and token_ids[-1] in self._eos_token_ids
-        if ended and not row.prompt.sampling.ignore_eos:
-            token_ids = token_ids[:-1]
+        num_kept = len(row.generated) - self._ends(row, row.generated[-1])
+        token_ids = row.generated[:num_kept]
         text = self.tokenizer.decode(token_ids)
         end = self._stop_at(row, text) if reason is FinishReason.STOP else None
+        asked = row.prompt.sampling.logprobs is not None
         return Completion(
             key=row.prompt.key,
+            index=row.index,
             token_ids=tuple(token_ids),
             text=text[:end],
             finish_reason=reason,
             num_prompt_tokens=len(row.prompt.token_ids),
             num_generated=len(row.generated),
+            logprobs=tuple(row.logprobs[:num_kept]) if asked else None,
         )
 
     def _count(
         self,
         shares: Sequence[Share],
-        tokens: Sequence[int],
+        tokens: Sequence[Sampled],
         completions: Sequence[Completion],
         seconds: float,
     ) -> None:

@@ -9,8 +9,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
+from engine.compute.sampling import Sampled
 from engine.compute.segments import Segment
-from engine.config import Completion, FinishReason, Prompt
+from engine.config import Completion, FinishReason, Prompt, TokenLogprobs
 from engine.memory.kv_cache import KVCache
 from engine.memory.pages import PageRun, pages_for
 from engine.planning.cost import KV_PAGE_TOKENS
@@ -56,13 +57,17 @@ class Home:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Row:
-    """One prompt on its way. Tokens before `num_cached` have their keys and values in its home:
-    those of `prefix` where several rows share them, the others in `run`.
+    """One completion of a prompt on its way: (`prompt.key`, `index`) are no other row's.
+
+    Tokens before `num_cached` have their keys and values in its home: those of `prefix` where
+    several rows share them, the others in `run`.
     """
 
     prompt: Prompt
     limit_tokens: int  # prompt and generated together, by max_tokens and the context
+    index: int = 0
     generated: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # if asked for
     num_cached: int = 0
     home: Home | None = None
     run: PageRun | None = None
@@ -166,6 +171,7 @@ class Block:
         bisect.insort(self._prompts, row.prompt.token_ids)
 
     def drop(self, key: str) -> None:
+        """Drop all rows of a prompt."""
         for row in [row for row in self._running if row.prompt.key == key]:
             assert row.run is not None
             assert row.home is not None
@@ -207,7 +213,7 @@ class Block:
     def finish(
         self,
         shares: Sequence[Share],
-        tokens: Iterable[int],
+        tokens: Iterable[Sampled],
         *,
         is_end: Callable[[Row, int], FinishReason | None],
         complete: Callable[[Row, FinishReason], Completion],
@@ -224,9 +230,11 @@ class Block:
             row.num_cached += share.num_tokens
             if not samples:
                 continue
-            token = next(sampled)
-            row.generated.append(token)
-            reason = is_end(row, token)
+            token_id, logprobs = next(sampled)
+            row.generated.append(token_id)
+            if logprobs is not None:
+                row.logprobs.append(logprobs)
+            reason = is_end(row, token_id)
             if reason is not None:
                 completions.append(complete(row, reason))
                 self._leave(row)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from engine.compute.attention import AttentionContext
+from engine.compute.draws import Draw
 from engine.compute.hidden import Hidden, hidden_on
 from engine.compute.lockstep import Lockstep, MicroBatch
 from engine.compute.packing import Packing
-from engine.compute.sampling import Draw, sample
+from engine.compute.sampling import Sampled, sample
 from engine.compute.segments import Segment
 from engine.errors import EngineError, UnsupportedModelError
 from engine.memory.weights import WeightSource
@@ -55,7 +56,7 @@ class Executor:
             if hidden is not None:
                 hidden.close()
 
-    def run(self, shares: Sequence[Share], report: Report) -> list[int]:
+    def run(self, shares: Sequence[Share], report: Report) -> list[Sampled]:
         """Sweep once; the next tokens of the shares that sample, in order.
 
         Raises EngineError, or what the model raised; the rows are then as they were before.
@@ -158,9 +159,14 @@ class Executor:
             self._hidden.append(hidden_on(tier, compute=compute, spill_dir=self._spill_dir))
         return self._hidden[micro_batch]
 
-    def _sample(self, part: Sequence[Share], logits: torch.Tensor) -> list[int]:
+    def _sample(self, part: Sequence[Share], logits: torch.Tensor) -> list[Sampled]:
         draws = [
-            Draw(sampling=share.row.prompt.sampling, position=len(share.row.generated))
+            Draw(
+                sampling=share.row.prompt.sampling,
+                index=share.row.index,
+                prompt=share.row.prompt.token_ids,
+                generated=share.row.generated,
+            )
             for share in part
             if share.samples
         ]

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.compute.sampling import Sampled
 from engine.config import Completion, FinishReason, Prompt, Sampling
 from engine.memory.kv_cache import KVCache, KVShape
 from engine.planning.cost import KV_PAGE_TOKENS
@@ -74,7 +75,7 @@ class Sweeper:
         )
         self._require_legal(shares)
         sampled = [self._compute(share) for share in shares]
-        tokens = [token for token in sampled if token is not None]
+        tokens = [Sampled(token) for token in sampled if token is not None]
         self.completions += self.block.finish(shares, tokens, is_end=is_end, complete=complete)
         return {share.row.prompt.key: share.num_tokens for share in shares}
 
