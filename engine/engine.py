@@ -12,6 +12,8 @@ from typing import Any, Final, Self
 import torch
 
 from engine.compute.attention import ATTENTION_NAME, AttentionContext, attach
+from engine.compute.head import gated_head
+from engine.compute.linear import attach_multiplier
 from engine.compute.lockstep import gate_layers
 from engine.compute.skeleton import build_skeleton, decoder_layers
 from engine.config import Budgets, Completion, FinishReason, Prompt
@@ -73,18 +75,22 @@ class Engine:
         attach(model, context)
         gate_layers(layers)
         with contextlib.ExitStack() as undo:
-            self._weights = StreamedWeights(
-                pack, model, splits=policy.layer_splits, compute=policy.compute, device=device
-            )
+            self._weights = StreamedWeights(pack, model, policy, device=device)
             undo.callback(self._weights.close)
             load_buffers(pack, model)
             model.to(device)  # buffers: every parameter is there already
+            multiplier = attach_multiplier(
+                model, dtype=getattr(torch, policy.compute_dtype), device=device
+            )
+            self._report.gemm_reason = multiplier.gemm.reason
+            head = gated_head(model, self._weights, multiplier)
             undo.pop_all()
         self._block = Block(self._cache, max_rows=policy.block_rows)
         self._executor = Executor(
             model,
             num_layers=len(layers),
             weights=self._weights,
+            head=head,
             context=context,
             micro_batch_tokens=policy.micro_batch_tokens,
             eos_token_ids=sorted(self._eos_token_ids),
@@ -125,7 +131,7 @@ class Engine:
     ) -> Self:
         dtype = torch.float32 if not budgets.gpu_bytes else opened.stored_dtype
         model = build_skeleton(opened.config, attention=ATTENTION_NAME, dtype=dtype)
-        shape = model_shape(plan_groups(opened, model), opened.config, dtype=dtype)
+        shape = model_shape(plan_groups(opened, model), model, opened.config, dtype=dtype)
         chosen = policy if isinstance(policy, Policy) else policy(shape, budgets)
         check_budgets(shape, chosen, budgets)
         pack = ensure_pack(

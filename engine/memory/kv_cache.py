@@ -156,5 +156,5 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """
     if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
-    buffer = HostBuffer(math.prod(shape) * dtype.itemsize, pinned=False)
+    buffer = HostBuffer(math.prod(shape) * dtype.itemsize)
     return buffer.bytes.view(dtype).view(shape)

@@ -11,6 +11,7 @@ import torch
 
 from engine.compute.attend import Segment
 from engine.compute.attention import AttentionContext, Packing
+from engine.compute.head import Head
 from engine.compute.lockstep import Lockstep, MicroBatch
 from engine.compute.sampling import Draw, sample
 from engine.errors import EngineError, UnsupportedModelError
@@ -27,6 +28,7 @@ class Executor:
         *,
         num_layers: int,
         weights: WeightSource,
+        head: Head | None,
         context: AttentionContext,
         micro_batch_tokens: int,
         eos_token_ids: Sequence[int],
@@ -35,6 +37,7 @@ class Executor:
         self._model = model
         self._num_layers = num_layers
         self._weights = weights
+        self._head = head
         self._context = context
         self._micro_batch_tokens = micro_batch_tokens
         self._eos_token_ids = tuple(eos_token_ids)
@@ -85,6 +88,8 @@ class Executor:
             lockstep.step(step.micro_batch)
             if step.is_last:
                 self._weights.release(step.layer)
+        if self._head is not None:
+            lockstep.run_head(self._head)
 
     def _micro_batch(self, part: Sequence[Share]) -> MicroBatch:
         token_ids: list[int] = []
