@@ -31,6 +31,7 @@ from engine.planning.shape import ModelShape
 from engine.sweep.block import Block, Row, Share
 from engine.sweep.executor import Executor
 from engine.sweep.report import Report
+from engine.timeline import Timeline
 from engine.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -61,6 +62,7 @@ class Engine:
         self._eos_token_ids = frozenset((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids))
         self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
         self._report = Report(policy_reason=policy.reason)
+        self.timeline = Timeline()
         device = _device(policy.compute)
         layers = decoder_layers(model)
         self._cache = KVCache(
@@ -75,7 +77,9 @@ class Engine:
         attach(model, context)
         gate_layers(layers)
         with contextlib.ExitStack() as undo:
-            self._weights = StreamedWeights(pack, model, policy, device=device)
+            self._weights = StreamedWeights(
+                pack, model, policy, device=device, timeline=self.timeline
+            )
             undo.callback(self._weights.close)
             load_buffers(pack, model)
             model.to(device)  # buffers: every parameter is there already

@@ -18,7 +18,8 @@ HEAD_TILE_BYTES: Final = 32 * 2**20
 """Rows of the head that are streamed at once where no layer's slot is larger, in stored dtype."""
 
 _SCRATCH_BYTES: Final = 4 * TILE_BYTES  # a tile, its copy inside the kernel, two products
-_RUNTIME_BYTES: Final = 96 * 2**20  # the model's modules, a tokenizer, threads, allocators' slack
+_RUNTIME_BYTES: Final = 48 * 2**20  # the model's modules, threads, allocators' slack
+_TOKENIZER_BYTES_PER_TOKEN: Final = 512  # of a vocabulary
 _SAMPLING_BYTES: Final = 32 * 2**20  # logits are sampled from chunk by chunk
 _READ_SLACK_BYTES: Final = 2 * 4096  # a direct read starts and ends on page borders
 _TENSOR_SLACK_BYTES: Final = 64  # tensors lie on cache lines
@@ -84,14 +85,15 @@ def compute_tier_bytes(shape: ModelShape, policy: Policy) -> int:
 
 def host_extra_bytes(shape: ModelShape, policy: Policy) -> int:
     """What host memory holds beside a compute tier's and KV's bytes."""
+    runtime = _RUNTIME_BYTES + _TOKENIZER_BYTES_PER_TOKEN * shape.vocab_size
     if policy.compute is Tier.CPU:
-        return _RUNTIME_BYTES
+        return runtime
     hosted = sum(
         split.cpu_bytes + len(tensors) * _TENSOR_SLACK_BYTES + _READ_SLACK_BYTES
         for tensors, split in _units(shape, policy)
         if split.cpu_bytes
     )
-    return _RUNTIME_BYTES + hosted + policy.num_slots * slot_bytes(shape, policy)
+    return runtime + hosted + policy.num_slots * slot_bytes(shape, policy)
 
 
 def _units(shape: ModelShape, policy: Policy) -> list[tuple[Sequence[Placeable], Split]]:

@@ -74,7 +74,7 @@ SHAPES: Final = st.builds(
     vocab_size=st.integers(2, 500),
     max_context_tokens=st.integers(1, 3000),
 )
-# Libraries, scratch and slack come to some 160 MiB whatever the model.
+# Libraries, scratch and slack come to some 110 MiB whatever the model.
 BUDGET_BYTES: Final = st.integers(0, 300_000_000) | st.integers(0, 10**10)
 BUDGETS: Final = st.builds(
     Budgets,
