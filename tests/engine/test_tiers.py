@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
+from engine.memory.tiers import PAGE_BYTES, DirectReader, HostArena, HostBuffer
 
 FILE_BYTES = 3 * 2**20 + 1234
 CONTENT = torch.randint(0, 256, (FILE_BYTES,), generator=torch.Generator().manual_seed(1)).to(
@@ -140,3 +140,67 @@ def test_a_host_buffer_starts_on_a_page_and_its_two_faces_are_the_same_bytes(
     assert buffer.bytes.shape == (num_bytes,)
     buffer.view[num_bytes - 1] = 77
     assert buffer.bytes[-1] == 77
+
+
+def test_buffers_of_an_arena_stand_side_by_side_on_page_borders() -> None:
+    arena = HostArena(5 * PAGE_BYTES, pinned=False)
+    buffers = [arena.take(num_bytes) for num_bytes in (PAGE_BYTES + 1, 10, 2 * PAGE_BYTES)]
+    for index, buffer in enumerate(buffers):
+        buffer.bytes.fill_(index + 1)
+    places = [buffer.bytes.data_ptr() for buffer in buffers]
+    assert [place - places[0] for place in places] == [0, 2 * PAGE_BYTES, 3 * PAGE_BYTES]
+    assert places[0] % PAGE_BYTES == 0
+    for index, buffer in enumerate(buffers):
+        assert set(buffer.bytes.tolist()) == {index + 1}
+    with pytest.raises(AssertionError, match="as large as all its buffers"):
+        arena.take(1)
+    arena.close()
+
+
+class FakeDriver:
+    """What the GPU's driver is asked; `error` is its answer."""
+
+    def __init__(self, error: int) -> None:
+        self.registered: dict[int, int] = {}
+        self._error = error
+
+    def cudaHostRegister(self, address: int, num_bytes: int, _flags: int) -> int:  # noqa: N802
+        if not self._error:
+            self.registered[address] = num_bytes
+        return self._error
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        del self.registered[address]
+        return 0
+
+
+def test_a_pinned_arena_is_registered_whole_and_given_back_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = FakeDriver(error=0)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    arena = HostArena(3 * PAGE_BYTES + 7, pinned=True)
+    assert driver.registered == {arena.take(10).bytes.data_ptr(): 3 * PAGE_BYTES + 7}
+    arena.close()
+    arena.close()
+    assert driver.registered == {}
+
+
+def test_where_the_driver_refuses_torch_pins_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real_empty = torch.empty
+    asked: list[Any] = []
+
+    def empty(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        asked.append((shape, pin_memory))
+        return real_empty(*shape, **options)
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: FakeDriver(error=801))
+    monkeypatch.setattr(torch, "empty", empty)
+    arena = HostArena(2 * PAGE_BYTES, pinned=True)
+    assert asked == [((2 * PAGE_BYTES,), True)]
+    assert "8192 bytes" in caplog.text
+    assert "CUDA error 801" in caplog.text
+    arena.take(PAGE_BYTES).bytes.fill_(1)
+    arena.close()
