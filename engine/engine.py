@@ -13,7 +13,9 @@ import torch
 
 from engine.compute.attention import ATTENTION_NAME, AttentionContext, attach
 from engine.compute.fetched import Fetched
+from engine.compute.head import gated_head
 from engine.compute.limits import check_sampling
+from engine.compute.linear import attach_multiplier
 from engine.compute.lockstep import gate_layers
 from engine.compute.routes import Beside, Here, Route
 from engine.compute.sampling import Sampled
@@ -65,7 +67,7 @@ class Engine:
         self._eos_token_ids = frozenset((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids))
         self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
         self._report = Report(policy_reason=policy.reason)
-        timeline = Timeline()
+        self.timeline = Timeline()
         device = _device(policy.compute)
         layers = decoder_layers(model)
         caches = _caches(checkpoint.config, policy, spill_dir)
@@ -74,24 +76,30 @@ class Engine:
             max_context_tokens(checkpoint.config), max(cache.num_tokens for cache in caches)
         )
         self._context = AttentionContext(
-            {cache.tier: _route(cache, policy, timeline) for cache in caches}
+            {cache.tier: _route(cache, policy, self.timeline) for cache in caches}
         )
         attach(model, self._context)
         gate_layers(layers)
         with contextlib.ExitStack() as undo:
             undo.callback(self._context.close)
             self._weights = StreamedWeights(
-                pack, model, splits=policy.layer_splits, compute=policy.compute, device=device
+                pack, model, policy, device=device, timeline=self.timeline
             )
             undo.callback(self._weights.close)
             load_buffers(pack, model)
             model.to(device)  # buffers: every parameter is there already
+            multiplier = attach_multiplier(
+                model, dtype=getattr(torch, policy.compute_dtype), device=device
+            )
+            self._report.gemm_reason = multiplier.gemm.reason
+            head = gated_head(model, self._weights, multiplier)
             undo.pop_all()
         self._block = Block(caches, max_rows=policy.block_rows)
         self._executor = Executor(
             model,
             num_layers=len(layers),
             weights=self._weights,
+            head=head,
             context=self._context,
             policy=policy,
             spill_dir=spill_dir,
@@ -133,7 +141,7 @@ class Engine:
     ) -> Self:
         dtype = torch.float32 if not budgets.gpu_bytes else opened.stored_dtype
         model = build_skeleton(opened.config, attention=ATTENTION_NAME, dtype=dtype)
-        shape = model_shape(plan_groups(opened, model), opened.config, dtype=dtype)
+        shape = model_shape(plan_groups(opened, model), model, opened.config, dtype=dtype)
         chosen = policy if isinstance(policy, Policy) else policy(shape, budgets)
         check_budgets(shape, chosen, budgets)
         pack = ensure_pack(

@@ -1,7 +1,7 @@
 """Runs a model's own forward for several micro-batches, one layer at a time for all of them.
 
-Each micro-batch's forward is a greenlet that stops before every decoder layer; whoever drives
-decides which goes on. The library's code is not touched and not re-implemented. Knows no weights,
+Each micro-batch's forward is a greenlet that stops before every decoder layer and before the head;
+whoever drives decides which goes on. The library's code is not touched and not re-implemented. Knows no weights,
 rows or sampling.
 """
 
@@ -51,6 +51,7 @@ class Lockstep:
         ]
         for forward, batch in zip(self._forwards, micro_batches, strict=True):
             forward.hidden = batch.hidden  # the gates find it there
+        self._at_head: list[torch.Tensor | None] = [None] * len(micro_batches)
         self.logits: list[torch.Tensor | None] = [None] * len(micro_batches)
 
     def start(self) -> None:
@@ -59,19 +60,33 @@ class Lockstep:
             self._resume(index)
 
     def step(self, micro_batch: int) -> bool:
-        """Run the next layer of one micro-batch; after the last one also norm and head, which
-        leave (sampled rows, vocabulary) in `logits`. False if it is parked halfway, waiting for
-        attention: step it again, when others had their turn.
+        """Run the next layer of one micro-batch; after the last one also the norm, up to a gated
+        head. A head that is not gated leaves (sampled rows, vocabulary) in `logits`. False if the
+        micro-batch is parked halfway, waiting for attention: step it again after the others.
         """
-        return self._resume(micro_batch)
+        return self._resume(micro_batch) is not PARKED
 
-    def _resume(self, index: int) -> bool:
+    def run_head(self, head: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Run the gated head once for the rows of all micro-batches, (rows, hidden) to
+        (rows, vocabulary), and let each forward end; `logits` are then there.
+        """
+        inputs = [hidden for hidden in self._at_head if hidden is not None]
+        assert len(inputs) == len(self._forwards), "every micro-batch asks for its logits once"
+        rows = torch.cat([hidden.reshape(-1, hidden.shape[-1]) for hidden in inputs])
+        ends = torch.split(head(rows), [hidden.shape[:-1].numel() for hidden in inputs])
+        self._at_head = [None] * len(inputs)
+        for index, (hidden, logits) in enumerate(zip(inputs, ends, strict=True)):
+            self._resume(index, logits.view(*hidden.shape[:-1], logits.shape[1]))
+
+    def _resume(self, index: int, answer: torch.Tensor | None = None) -> Any:
         self._context.packing = self._micro_batches[index].packing
         forward = self._forwards[index]
-        answer = forward.switch()
+        found = forward.switch() if answer is None else forward.switch(answer)
         if forward.dead:
-            self.logits[index] = answer
-        return answer is not PARKED
+            self.logits[index] = found
+        elif isinstance(found, torch.Tensor):
+            self._at_head[index] = found
+        return found
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +107,18 @@ def gate_layers(layers: Sequence[nn.Module]) -> None:
     """Make every layer's forward give way to the driver before it runs."""
     for layer in layers:
         layer.forward = _gated(layer.forward)
+
+
+def gate_head(head: nn.Module) -> None:
+    """Make the head give way to the driver with its input, and take its answer from there."""
+    head.forward = _ask_driver
+
+
+def _ask_driver(hidden: torch.Tensor) -> torch.Tensor:
+    driver = getcurrent().parent
+    assert driver is not None, "a gated model runs in lockstep only"
+    logits: torch.Tensor = driver.switch(hidden)
+    return logits
 
 
 def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:

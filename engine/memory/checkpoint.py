@@ -21,7 +21,7 @@ from engine.memory import gguf, safetensors
 from engine.memory.architecture import require_supported
 from engine.memory.source import SourceTensor
 
-PACK_FORMAT: Final = 1  # part of the identity: raise it when packs are laid out otherwise
+PACK_FORMAT: Final = 2  # part of the identity: raise it when packs are laid out otherwise
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -138,5 +138,5 @@ def _zeros(dims: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
     """
     if device.type != "cpu" or 0 in dims:
         return torch.zeros(dims, dtype=dtype, device=device)
-    buffer = HostBuffer(math.prod(dims) * dtype.itemsize, pinned=False)
+    buffer = HostBuffer(math.prod(dims) * dtype.itemsize)
     return buffer.bytes.view(dtype).view(dims)

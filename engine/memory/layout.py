@@ -6,6 +6,7 @@ from typing import Any, Final
 from torch import nn
 
 from engine.errors import UnsupportedModelError
+from engine.memory.kinds import Kind, kinds_of
 
 EMBED: Final = "embed"
 HEAD: Final = "head"
@@ -14,14 +15,17 @@ BUFFERS: Final = "buffers"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """`group_of` runs over `named_parameters()` names, then over persistent buffers.
+    """`group_of` runs over `named_parameters()` names, then over persistent buffers; so does `kinds`
+    over the former.
 
+    In each group what is always resident comes first, so that what is placed lies in one stretch.
     `canonical` maps every name of a tied parameter to the one name `named_parameters()` gives it.
     """
 
     group_names: tuple[str, ...]
     group_of: dict[str, str]
     canonical: dict[str, str]
+    kinds: dict[str, Kind]
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -37,8 +41,12 @@ def lay_out(model: nn.Module) -> Layout:
     """Embedding tables first, then layer by layer, then all other parameters, then buffers."""
     prefix, layers = _layer_list(model)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    kinds = kinds_of(model, layer_prefix=prefix)
     group_of: dict[str, str] = {}
-    for name, parameter in model.named_parameters():
+    fixed_first = sorted(
+        model.named_parameters(), key=lambda named: kinds[named[0]] is not Kind.FIXED
+    )
+    for name, parameter in fixed_first:
         if name.startswith(prefix):
             group_of[name] = layer_group(int(name.removeprefix(prefix).split(".")[0]))
         else:
@@ -54,6 +62,7 @@ def lay_out(model: nn.Module) -> Layout:
         group_names=tuple(name for name in order if name in used),
         group_of=group_of,
         canonical=canonical,
+        kinds=kinds,
     )
 
 

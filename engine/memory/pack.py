@@ -21,7 +21,14 @@ from engine.errors import BudgetError, CheckpointError, PackError
 from engine.memory.checkpoint import Checkpoint
 from engine.memory.conversion import Conversion
 from engine.memory.layout import BUFFERS
-from engine.memory.manifest import Pack, PackGroup, place_group, read_manifest, write_manifest
+from engine.memory.manifest import (
+    Pack,
+    PackedTensor,
+    PackGroup,
+    place_group,
+    read_manifest,
+    write_manifest,
+)
 from engine.memory.source import read_bytes
 
 DATA_FILE: Final = "weights.bin"
@@ -81,23 +88,28 @@ def verify(pack: Pack) -> None:
 
 
 def check_tensors(pack: Pack, group: PackGroup, values: Mapping[str, torch.Tensor]) -> None:
-    """PackError if a tensor read from the group differs from what was written; the pack is then
-    given up, so that the next start writes it anew.
-    """
+    """PackError if a tensor read from the group differs from what was written."""
     for tensor in group.tensors:
         if tensor.name not in values:
             continue
-        crc32 = _crc32(values[tensor.name])
-        if crc32 != tensor.crc32:
-            pack.path.with_name(MANIFEST_FILE).unlink(missing_ok=True)
-            raise PackError(
-                f"{pack.path} is damaged: {tensor.name} in {group.name} has checksum {crc32:08x}, "
-                f"its manifest says {tensor.crc32:08x}; it will be written anew"
-            )
+        require_checksum(pack, group, tensor, crc32_of(values[tensor.name]))
 
 
-def _crc32(value: torch.Tensor) -> int:
-    return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+def require_checksum(pack: Pack, group: PackGroup, tensor: PackedTensor, crc32: int) -> None:
+    """PackError if the tensor's bytes have another checksum than what was written; the pack is then
+    given up, so that the next start writes it anew.
+    """
+    if crc32 != tensor.crc32:
+        pack.path.with_name(MANIFEST_FILE).unlink(missing_ok=True)
+        raise PackError(
+            f"{pack.path} is damaged: {tensor.name} in {group.name} has checksum {crc32:08x}, "
+            f"its manifest says {tensor.crc32:08x}; it will be written anew"
+        )
+
+
+def crc32_of(value: torch.Tensor, before: int = 0) -> int:
+    """Of a tensor's bytes; `before` is the checksum of what comes before them."""
+    return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy().data, before)
 
 
 def read_group(pack: Pack, name: str) -> dict[str, torch.Tensor]:
@@ -192,7 +204,7 @@ def _write_group(file: BinaryIO, group: PackGroup, values: dict[str, torch.Tenso
         assert tuple(value.shape) == tensor.shape, tensor.name
         file.write(bytes(tensor.offset_bytes - end))
         file.write(value.reshape(-1).view(torch.uint8).numpy().data)
-        written.append(dataclasses.replace(tensor, crc32=_crc32(value)))
+        written.append(dataclasses.replace(tensor, crc32=crc32_of(value)))
         end = tensor.offset_bytes + tensor.num_bytes
     file.write(bytes(group.num_bytes - end))
     return dataclasses.replace(group, tensors=tuple(written))

@@ -1,4 +1,6 @@
-"""A layer's tensors by where they live, and where a direct read leaves each; no devices, no threads."""
+"""A group's tensors cut by where their bytes live, and where a read leaves each; no devices, no
+threads.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,9 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from engine.errors import EngineError
+from engine.memory.kinds import Kind
 from engine.memory.layout import BUFFERS
 from engine.memory.manifest import PackedTensor, PackGroup
-from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
+from engine.memory.tiers import PAGE_BYTES
 from engine.planning.policy import Split, Tier
 
 
@@ -19,74 +22,150 @@ def split_groups(groups: Sequence[PackGroup]) -> tuple[list[PackGroup], list[Pac
     return layers, outer
 
 
+def rows_of(tensor: PackedTensor, kind: Kind) -> int:
+    """Into how many equal parts the tensor may be cut: rows, or experts, or none."""
+    return 1 if kind is Kind.WHOLE else tensor.shape[0]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LayerParts:
-    """One layer's tensors by where they live: whole tensors, in the pack's order."""
+class Piece:
+    """Bytes of one tensor that lie together: rows `first` to `last`, experts of a stack."""
 
     group: PackGroup
-    resident: tuple[PackedTensor, ...]
-    hosted: tuple[PackedTensor, ...]
-    on_disk: tuple[PackedTensor, ...]
+    tensor: PackedTensor
+    first: int
+    last: int
+    row_bytes: int
 
     @property
-    def streamed(self) -> tuple[PackedTensor, ...]:
-        return self.hosted + self.on_disk
+    def offset_bytes(self) -> int:
+        """In the pack's data file."""
+        within = self.tensor.offset_bytes + self.first * self.row_bytes
+        return self.group.offset_bytes + within
+
+    @property
+    def num_bytes(self) -> int:
+        return (self.last - self.first) * self.row_bytes
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the tensor ends with it."""
+        return self.last * self.row_bytes == self.tensor.num_bytes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        if self.row_bytes == self.tensor.num_bytes:
+            return self.tensor.shape
+        return (self.last - self.first, *self.tensor.shape[1:])
+
+    def view(self, raw: torch.Tensor) -> torch.Tensor:
+        """The piece's own uint8 bytes in stored dtype and shape."""
+        return raw.view(self.tensor.dtype).view(self.shape)
+
+    def cut(self, num_rows: int) -> list["Piece"]:
+        """Pieces of at most so many rows."""
+        return [
+            dataclasses.replace(self, first=first, last=min(first + num_rows, self.last))
+            for first in range(self.first, self.last, num_rows)
+        ]
 
 
-def part_layer(group: PackGroup, split: Split, compute: Tier) -> LayerParts:
-    """Cut the group's tensors at the split's borders. Raises EngineError if a border cuts one."""
-    resident_bytes = split.gpu_bytes if compute is Tier.GPU else split.cpu_bytes
-    host_bytes = split.cpu_bytes if compute is Tier.GPU else 0
-    parts = []
-    rest = group.tensors
-    for wanted_bytes in (resident_bytes, host_bytes, split.disk_bytes):
-        taken = 0
-        count = 0
-        while taken < wanted_bytes and count < len(rest):
-            taken += rest[count].num_bytes
-            count += 1
-        if taken != wanted_bytes:
-            raise EngineError(
-                f"the policy's split of {group.name} asks for {wanted_bytes:,} bytes in a tier, "
-                f"which is not a whole number of its tensors (nearest {taken:,})"
-            )
-        parts.append(rest[:count])
-        rest = rest[count:]
-    if rest:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """One group's placed tensors by where they live, in the pack's order."""
+
+    resident: tuple[Piece, ...]
+    hosted: tuple[Piece, ...]
+    on_disk: tuple[Piece, ...]
+
+
+def whole_piece(group: PackGroup, tensor: PackedTensor, kind: Kind) -> Piece:
+    num_rows = rows_of(tensor, kind)
+    return Piece(
+        group=group,
+        tensor=tensor,
+        first=0,
+        last=num_rows,
+        row_bytes=tensor.num_bytes // num_rows,
+    )
+
+
+def part(pieces: Sequence[Piece], split: Split, compute: Tier) -> Parts:
+    """Cut whole tensors at the split's borders. Raises EngineError for one that lies on no row."""
+    total = sum(piece.num_bytes for piece in pieces)
+    if split.total_bytes != total or (compute is Tier.CPU and split.gpu_bytes):
         raise EngineError(
-            f"the policy's split of {group.name} places {split.total_bytes:,} bytes and leaves "
-            f"{len(rest)} of its {len(group.tensors)} tensors in no tier"
+            f"the policy's split of {_name(pieces)} places {split.total_bytes:,} bytes "
+            f"({split.gpu_bytes:,} of them on the GPU) and there are {total:,} to place for the "
+            f"{compute} tier to compute with"
         )
-    return LayerParts(group=group, resident=parts[0], hosted=parts[1], on_disk=parts[2])
+    resident, rest = _cut(pieces, split.resident_bytes(compute))
+    hosted, on_disk = _cut(rest, split.cpu_bytes if compute is Tier.GPU else 0)
+    return Parts(resident=tuple(resident), hosted=tuple(hosted), on_disk=tuple(on_disk))
 
 
-def read_tensors(
-    reader: DirectReader, buffer: HostBuffer, group: PackGroup, tensors: tuple[PackedTensor, ...]
-) -> dict[str, torch.Tensor]:
-    """Adjacent tensors in one read, as views into `buffer` in stored dtype."""
-    if not tensors:
-        return {}
-    first_bytes = group.offset_bytes + tensors[0].offset_bytes
-    reader.read(buffer, offset_bytes=first_bytes, num_bytes=span_bytes(tensors))
-    return views_of(buffer, group, tensors)
+def _cut(pieces: Sequence[Piece], leading_bytes: int) -> tuple[list[Piece], list[Piece]]:
+    head: list[Piece] = []
+    tail: list[Piece] = []
+    for piece in pieces:
+        wanted = min(max(0, leading_bytes), piece.num_bytes)
+        leading_bytes -= piece.num_bytes
+        num_rows, over = divmod(wanted, piece.row_bytes)
+        if over:
+            raise EngineError(
+                f"the policy's split of {piece.group.name} has a border at byte {wanted:,} of "
+                f"{piece.tensor.name}, whose rows are {piece.row_bytes:,} bytes: the nearest "
+                f"border is at {wanted - over:,}"
+            )
+        border = piece.first + num_rows
+        if border > piece.first:
+            head.append(dataclasses.replace(piece, last=border))
+        if border < piece.last:
+            tail.append(dataclasses.replace(piece, first=border))
+    return head, tail
 
 
-def views_of(
-    buffer: HostBuffer, group: PackGroup, tensors: tuple[PackedTensor, ...]
-) -> dict[str, torch.Tensor]:
-    """Where a direct read of the adjacent tensors leaves each of them in `buffer`."""
-    if not tensors:
-        return {}
-    first = tensors[0].offset_bytes
-    skipped = (group.offset_bytes + first) % PAGE_BYTES
-    views = {}
-    for tensor in tensors:
-        raw = buffer.bytes[skipped + tensor.offset_bytes - first :][: tensor.num_bytes]
-        views[tensor.name] = raw.view(tensor.dtype).view(tensor.shape)
-    return views
+def _name(pieces: Sequence[Piece]) -> str:
+    return pieces[0].group.name if pieces else "a layer without matrices"
 
 
-def span_bytes(tensors: tuple[PackedTensor, ...]) -> int:
-    if not tensors:
-        return 0
-    return tensors[-1].offset_bytes + tensors[-1].num_bytes - tensors[0].offset_bytes
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """Adjacent pieces of one group and the gaps between them: one read, one copy."""
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def offset_bytes(self) -> int:
+        """In the pack's data file; 0 for an empty one."""
+        return self.pieces[0].offset_bytes if self.pieces else 0
+
+    @property
+    def num_bytes(self) -> int:
+        if not self.pieces:
+            return 0
+        return self.pieces[-1].offset_bytes + self.pieces[-1].num_bytes - self.offset_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of the pieces alone."""
+        return sum(piece.num_bytes for piece in self.pieces)
+
+    @property
+    def skipped_bytes(self) -> int:
+        """Between the page that the span starts in and its start: where a read leaves it."""
+        return self.offset_bytes % PAGE_BYTES
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What a buffer needs for the span's pages, wherever in the first and last it lies."""
+        return self.num_bytes + 2 * PAGE_BYTES if self.pieces else 0
+
+    def bytes_in(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The span in a uint8 buffer that starts with the span's first page."""
+        return buffer[self.skipped_bytes : self.skipped_bytes + self.num_bytes]
+
+    def view(self, piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
+        """One of its pieces in such a buffer."""
+        start = self.skipped_bytes + piece.offset_bytes - self.offset_bytes
+        return piece.view(buffer[start : start + piece.num_bytes])

@@ -1,15 +1,24 @@
 """What a model weighs, read off its config and its pack: the planner's figures, no weights."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from engine.context import max_context_tokens
+from engine.memory.kinds import Kind
 from engine.memory.kv_cache import KVShape
-from engine.memory.manifest import PackGroup
-from engine.memory.placement import split_groups
-from engine.planning.shape import ModelShape
+from engine.memory.layout import lay_out
+from engine.memory.manifest import PackedTensor, PackGroup
+from engine.memory.placement import rows_of, split_groups
+from engine.planning.shape import ModelShape, Placeable
+
+_GRANULE_ROWS: Final = 16
+"""Rows that planners cut matrices by: kernels compute in blocks of no more."""
+
+_LOGIT_SCALES: Final = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Config fields of models that work on their logits before they give them."""
 
 
 def kv_shapes(config: Any) -> list[KVShape]:
@@ -24,22 +33,55 @@ def kv_shapes(config: Any) -> list[KVShape]:
     return [shape] * int(text.num_hidden_layers)
 
 
-def model_shape(groups: Sequence[PackGroup], config: Any, *, dtype: torch.dtype) -> ModelShape:
+def model_shape(
+    groups: Sequence[PackGroup], model: Any, config: Any, *, dtype: torch.dtype
+) -> ModelShape:
+    """Of a checkpoint's planned groups and the skeleton that they are for."""
     text = config.get_text_config(decoder=True)
     layers, outer = split_groups(groups)
-    itemsizes = {tensor.dtype.itemsize for group in layers for tensor in group.tensors}
+    kinds = lay_out(model).kinds
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    every = [tensor for group in (*layers, *outer) for tensor in group.tensors]
+    outside = {
+        kinds[tensor.name]: _placeable(tensor, kinds[tensor.name], dtypes[tensor.name])
+        for group in outer
+        for tensor in group.tensors
+    }
     hidden_size = int(text.hidden_size)
     return ModelShape(
-        layer_tensor_bytes=tuple(
-            tuple(tensor.num_bytes for tensor in group.tensors) for group in layers
+        layers=tuple(
+            tuple(
+                _placeable(tensor, kinds[tensor.name], dtypes[tensor.name])
+                for tensor in group.tensors
+                if kinds[tensor.name] is not Kind.FIXED
+            )
+            for group in layers
         ),
-        outer_bytes=sum(tensor.num_bytes for group in outer for tensor in group.tensors),
-        stored_itemsize=min(itemsizes),
-        compute_itemsize=dtype.itemsize,
+        fixed_bytes=sum(
+            math.prod(tensor.shape) * dtypes[tensor.name].itemsize
+            for tensor in every
+            if kinds[tensor.name] is Kind.FIXED
+        ),
+        embedding=outside.get(Kind.TABLE),
+        head=outside.get(Kind.HEAD) or outside.get(Kind.TIED_HEAD),
+        tied=Kind.TIED_HEAD in outside,
+        scales_logits=any(getattr(text, name, None) for name in _LOGIT_SCALES),
         compute_dtype=str(dtype).removeprefix("torch."),
         kv_bytes_per_token=sum(shape.token_bytes(dtype) for shape in kv_shapes(config)),
         hidden_size=hidden_size,
         intermediate_size=int(getattr(text, "intermediate_size", None) or 4 * hidden_size),
         vocab_size=int(text.vocab_size),
         max_context_tokens=max_context_tokens(config),
+    )
+
+
+def _placeable(tensor: PackedTensor, kind: Kind, dtype: torch.dtype) -> Placeable:
+    num_rows = rows_of(tensor, kind)
+    by_row = kind not in {Kind.WHOLE, Kind.STACK}
+    row_bytes = tensor.num_bytes // num_rows
+    converted = kind is Kind.WHOLE and tensor.dtype != dtype
+    return Placeable(
+        num_bytes=tensor.num_bytes,
+        granule_bytes=min(tensor.num_bytes, row_bytes * (_GRANULE_ROWS if by_row else 1)),
+        unpacked_bytes=math.prod(tensor.shape) * dtype.itemsize if converted else 0,
     )

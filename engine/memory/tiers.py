@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import logging
 import mmap
 import os
 from pathlib import Path
@@ -11,21 +12,74 @@ from typing import Final, Self
 import torch
 
 PAGE_BYTES: Final = 4096
+_NO_BYTES: Final = torch.empty(0, dtype=torch.uint8)
 _CHUNK_BYTES: Final = 8 * 2**20
 _READ_THREADS: Final = 4
 
 
+_log = logging.getLogger(__name__)
+
+
+def page_floor(offset_bytes: int) -> int:
+    return offset_bytes // PAGE_BYTES * PAGE_BYTES
+
+
+def page_aligned(num_bytes: int) -> int:
+    return -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
+
+
 class HostBuffer:
-    """A page-aligned host buffer that direct reads may land in; pinned where a GPU will copy it."""
+    """A page-aligned host buffer that direct reads may land in: memory of its own, or a given part
+    of an arena's.
+    """
+
+    def __init__(self, num_bytes: int, part: memoryview | None = None) -> None:
+        own = memoryview(mmap.mmap(-1, max(num_bytes, 1))) if part is None else part
+        self.view = own[:num_bytes]
+        self.bytes = torch.frombuffer(self.view, dtype=torch.uint8) if num_bytes else _NO_BYTES
+
+
+class HostArena:
+    """One stretch of host memory that buffers are cut from; pinned where a GPU will copy them.
+
+    It is pinned as a whole, because torch rounds each pinned allocation up to a power of two. Where
+    the driver refuses, torch allocates it after all, with a warning. Close it when no copy runs.
+    """
 
     def __init__(self, num_bytes: int, *, pinned: bool) -> None:
+        num_bytes = max(num_bytes, 1)
+        self._registered: int | None = None
+        self._whole = memoryview(mmap.mmap(-1, num_bytes))
+        self._used_bytes = 0
         if pinned:
-            # torch's pinned allocations are page-aligned, but rounded up to a power of two.
-            self.bytes = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-            self.view = memoryview(self.bytes.numpy().data)
-        else:
-            self.view = memoryview(mmap.mmap(-1, max(num_bytes, 1)))[:num_bytes]
-            self.bytes = torch.frombuffer(self.view, dtype=torch.uint8)
+            self._pin(num_bytes)
+
+    def take(self, num_bytes: int) -> HostBuffer:
+        """The next `num_bytes`, from a page border on."""
+        start = self._used_bytes
+        self._used_bytes += page_aligned(num_bytes)
+        assert start + num_bytes <= len(self._whole), "an arena is as large as all its buffers"
+        return HostBuffer(num_bytes, self._whole[start : start + num_bytes])
+
+    def _pin(self, num_bytes: int) -> None:
+        address = torch.frombuffer(self._whole, dtype=torch.uint8).data_ptr()
+        error = int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))  # type: ignore[no-untyped-call]
+        if error == 0:
+            self._registered = address
+            return
+        _log.warning(
+            "%d bytes of host memory cannot be registered with the GPU (CUDA error %d): torch "
+            "pins them, and rounds them up to a power of two",
+            num_bytes,
+            error,
+        )
+        pinned = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        self._whole = memoryview(pinned.numpy().data)
+
+    def close(self) -> None:
+        if self._registered is not None:
+            torch.cuda.cudart().cudaHostUnregister(self._registered)  # type: ignore[no-untyped-call]
+            self._registered = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -73,8 +127,8 @@ class DirectReader:
         """
         if num_bytes == 0:
             return buffer.bytes[:0]
-        start = offset_bytes // PAGE_BYTES * PAGE_BYTES
-        end = -(-(offset_bytes + num_bytes) // PAGE_BYTES) * PAGE_BYTES
+        start = page_floor(offset_bytes)
+        end = page_aligned(offset_bytes + num_bytes)
         pieces = [
             self._pool.submit(
                 self._read_piece, buffer, position, min(_CHUNK_BYTES, end - position), start

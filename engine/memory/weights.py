@@ -4,34 +4,29 @@ into slots. Knows packs, placements and devices; not what is computed.
 
 import contextlib
 import dataclasses
-import queue
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from engine.errors import EngineError, PackError
-from engine.memory.manifest import Pack, PackedTensor, PackGroup
-from engine.memory.pack import check_tensors
-from engine.memory.placement import (
-    LayerParts,
-    part_layer,
-    read_tensors,
-    span_bytes,
-    split_groups,
-    views_of,
-)
-from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
-from engine.planning.cost import NUM_SLOTS
-from engine.planning.policy import Split, Tier
+from engine.memory.binding import Binder
+from engine.memory.loading import Loader
+from engine.memory.manifest import Pack
+from engine.memory.matrix import Slice, Whole
+from engine.memory.ring import Slot, SlotRing
+from engine.memory.tiers import DirectReader, HostArena, page_aligned, page_floor
+from engine.memory.units import Placement, Unit
+from engine.planning.policy import Policy
+from engine.timeline import Timeline, Track
 
 
 @dataclasses.dataclass(slots=True)
 class WeightCounters:
-    """What streaming cost so far. `waited_s` is compute time lost to weights not yet there."""
+    """What streaming cost so far. `streamed_bytes` are stored bytes of parts that were acquired;
+    `fetched_s` is of fetches, `waited_s` compute time lost to weights not yet there.
+    """
 
     streamed_bytes: int = 0
     fetched_s: float = 0.0
@@ -39,276 +34,216 @@ class WeightCounters:
 
 
 class WeightSource(Protocol):
-    """What the executor needs of weights: a layer is there between `acquire` and `release`."""
+    """What the executor needs of weights: a layer is there between `acquire` and `release`.
+
+    After the layers the head's streamed tiles come as further units, and every sweep visits all.
+    """
 
     counters: WeightCounters
 
-    def acquire(self, layer: int) -> None: ...
-    def release(self, layer: int) -> None: ...
+    @property
+    def head_units(self) -> range: ...
+    def slices_of(self, unit: int) -> Sequence[Slice]: ...
+    def acquire(self, unit: int) -> None: ...
+    def release(self, unit: int) -> None: ...
     def rewind(self) -> None: ...
     def close(self) -> None: ...
 
 
-class _Slot:
-    """A place on the compute tier that streamed parts take turns in, and its way there.
-
-    `storage` is empty where the staging buffer itself is computed from.
-    """
-
-    def __init__(self, compute_bytes: int, staged_bytes: int, device: torch.device) -> None:
-        on_gpu = device.type == "cuda"
-        self.storage = torch.empty(compute_bytes, dtype=torch.uint8, device=device)
-        self.staging = HostBuffer(staged_bytes + 2 * PAGE_BYTES, pinned=on_gpu)
-        self.filled: torch.cuda.Event | None = _event() if on_gpu else None
-        self.drained: torch.cuda.Event | None = _event() if on_gpu else None
-        self.free = threading.Semaphore(1)
-
-
 class StreamedWeights:
-    """Binds every parameter of `model` once; layers visited in cyclic order find theirs filled.
+    """Puts something in every parameter's place; units visited in cyclic order find theirs filled.
 
-    `acquire` blocks until the layer's part is there, `release` lets its slot be filled again, for a
-    layer further on: across the border of a sweep too. A failed read surfaces in `acquire`.
-    Close it.
+    `acquire` blocks until the unit's streamed part is there, `release` lets its slot be filled
+    again, for a unit further on: across the border of a sweep too. A failed read surfaces in
+    `acquire`. Close it.
     """
 
     def __init__(
         self,
         pack: Pack,
-        model: nn.Module,
+        model: Any,  # transformers' models are untyped
+        policy: Policy,
         *,
-        splits: Sequence[Split],
-        compute: Tier,
         device: torch.device,
+        timeline: Timeline | None = None,
     ) -> None:
         self.counters = WeightCounters()
-        self._pack = pack
-        self._unchecked = set(range(len(splits)))  # layers whose streamed part was never read
         self._device = device
-        # The skeleton says in what dtype each parameter computes: some stay in float32.
-        self._dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-        self._owners = _parameter_owners(model)
-        layers, outer = split_groups(pack.groups)
-        self._parts = [
-            part_layer(group, split, compute) for group, split in zip(layers, splits, strict=True)
-        ]
-        self._reader = DirectReader(pack.path)
-        self._hosted = self._load_all(outer)
-        self._order = [index for index, parts in enumerate(self._parts) if parts.streamed]
-        self._visited: list[int] = []  # streamed layers acquired in this sweep
-        self._held: int | None = None
-        # Where nothing has to be converted or carried on, layers are computed where they are read to.
-        self._in_place = device.type == "cpu" and all(
-            tensor.dtype == self._dtypes[tensor.name]
-            for parts in self._parts
-            for tensor in parts.streamed
-        )
-        self._views: dict[str, torch.Tensor] = {}
-        self._slots = self._make_slots()
+        self._timeline = timeline or Timeline()
         self._copy_stream = _stream(device) if device.type == "cuda" else None
-        for index in self._order:
-            self._bind_to_slot(index)
-        self._filled: queue.Queue[int | BaseException] = queue.Queue()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fetch_all, name="freight-weights", daemon=True)
-        if self._order:
-            self._thread.start()
+        self._binder = Binder(model, device)
+        self._placement = Placement(pack, self._binder, policy, device)
+        self._units = self._placement.units
+        self._order = [index for index, unit in enumerate(self._units) if unit.targets]
+        self._unchecked = set(self._order)  # units whose streamed part was never read
+        self._visited = 0  # streamed units acquired in this sweep
+        self._held: tuple[int, Slot] | None = None
+        with contextlib.ExitStack() as undo:
+            reader = DirectReader(pack.path)
+            undo.callback(reader.close)
+            self._loader = Loader(pack, reader, self._timeline)
+            slots = self._load(undo, policy.num_slots)
+            self._give_room_to_wholes()
+            self._ring = SlotRing(slots, num_units=len(self._order), fill=self._fill)
+            self._undo = undo.pop_all()
 
     # -- the executor's side ---------------------------------------------------------------
 
-    def acquire(self, layer: int) -> None:
-        if not self._parts[layer].streamed:
-            return
-        started_s = time.perf_counter()
-        found = self._filled.get()
-        self.counters.waited_s += time.perf_counter() - started_s
-        if isinstance(found, BaseException):
-            self._filled.put(found)  # for whoever asks next: streaming has ended
-            raise EngineError(f"weights of layer {layer} cannot be read: {found}") from found
-        assert found == layer, f"layers are visited in order: {found} is there, {layer} was asked"
-        self._visited.append(layer)
-        self._held = layer
-        filled = self._slot_of(layer).filled
-        if filled is not None:
-            torch.cuda.current_stream(self._device).wait_event(filled)
+    @property
+    def head_units(self) -> range:
+        return range(self._placement.num_layers, len(self._units))
 
-    def release(self, layer: int) -> None:
-        if not self._parts[layer].streamed:
+    def slices_of(self, unit: int) -> Sequence[Slice]:
+        """The streamed slices that are bound while the unit is held."""
+        return [target for target in self._units[unit].targets if isinstance(target, Slice)]
+
+    def acquire(self, unit: int) -> None:
+        wanted = self._units[unit]
+        if not wanted.targets:
             return
-        slot = self._slot_of(layer)
+        found, slot = self._take(wanted)
+        assert self._order[found] == unit, f"units are visited in order: {unit} was asked"
+        if slot.filled is not None:
+            torch.cuda.current_stream(self._device).wait_event(slot.filled)
+        self._visited += 1
+        self._held = unit, slot
+        self.counters.streamed_bytes += wanted.streamed.stored_bytes
+        for piece, target in zip(wanted.streamed.pieces, wanted.targets, strict=True):
+            target.bind(wanted.streamed.view(piece, slot.bytes))
+
+    def release(self, unit: int) -> None:
+        if not self._units[unit].targets:
+            return
+        assert self._held is not None, f"unit {unit} is not held"
+        _, slot = self._held
+        for target in self._units[unit].targets:
+            target.unbind()
         if slot.drained is not None:
             slot.drained.record(torch.cuda.current_stream(self._device))
         self._held = None
-        if len(self._visited) == len(self._order):
-            self._visited.clear()
-        slot.free.release()
+        self._visited %= len(self._order)
+        self._ring.give_back()
 
     def rewind(self) -> None:
-        """After a sweep that broke off: let the rest of its layers pass, so that the next sweep
+        """After a sweep that broke off: let the rest of its units pass, so that the next sweep
         finds the first. Reading that has failed stays failed.
         """
         if self._held is not None:
-            self.release(self._held)
+            self.release(self._held[0])
         with contextlib.suppress(EngineError):
-            for layer in self._order[len(self._visited) :] if self._visited else ():
-                self.acquire(layer)
-                self.release(layer)
+            for unit in self._order[self._visited :] if self._visited else ():
+                self.acquire(unit)
+                self.release(unit)
 
     def close(self) -> None:
-        self._stop.set()
-        for slot in self._slots:
-            slot.free.release()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._ring.close()
         if self._copy_stream is not None:
             self._copy_stream.synchronize()  # its last copies write to slots that are freed next
-        self._filled.put(EngineError("the weights are closed"))  # for whoever asks all the same
-        self._reader.close()
+        self._undo.close()
+
+    def _take(self, unit: Unit) -> tuple[int, Slot]:
+        started_s = time.perf_counter()
+        try:
+            return self._ring.take()
+        except Exception as error:
+            raise EngineError(f"weights of {unit.name} cannot be read: {error}") from error
+        finally:
+            ended_s = time.perf_counter()
+            self.counters.waited_s += ended_s - started_s
+            self._timeline.add(Track.WAIT, unit.name, started_s=started_s, ended_s=ended_s)
 
     # -- the fetching side -----------------------------------------------------------------
 
-    def _fetch_all(self) -> None:
-        try:
-            for layer in self._cycle():
-                self._slot_of(layer).free.acquire()
-                if self._stop.is_set():
-                    return
-                started_s = time.perf_counter()
-                self._fetch(layer)
-                self.counters.fetched_s += time.perf_counter() - started_s
-                self._filled.put(layer)
-        except BaseException as error:  # noqa: BLE001  # handed over: `acquire` raises it
-            self._filled.put(error)
+    def _fill(self, turn: int, slot: Slot) -> None:
+        """From disk through the staging buffer, from host memory directly."""
+        unit = self._units[self._order[turn]]
+        started_s = time.perf_counter()
+        if slot.copy is not None:
+            self._finish_copy(slot)  # the staging buffer's last copy has left it
+        self._loader.read(unit.on_disk, slot.staging)
+        if self._order[turn] in self._unchecked:
+            self._loader.check(unit.on_disk, slot.staging)
+            self._unchecked.discard(self._order[turn])
+        if self._copy_stream is not None:
+            self._start_copy(unit, slot, self._copy_stream)
+        self.counters.fetched_s += time.perf_counter() - started_s
 
-    def _cycle(self) -> Iterator[int]:
-        while True:
-            yield from self._order
+    def _start_copy(self, unit: Unit, slot: Slot, stream: torch.cuda.Stream) -> None:
+        assert slot.started is not None
+        assert slot.filled is not None
+        assert slot.drained is not None
+        first_page = page_floor(unit.streamed.offset_bytes)
+        with torch.cuda.stream(stream):
+            stream.wait_event(slot.drained)
+            slot.started.record(stream)
+            for span in (unit.hosted, unit.on_disk):
+                if span.pieces:
+                    home = self._placement.hosted(unit) if span is unit.hosted else slot.staging
+                    at = span.offset_bytes - first_page
+                    target = slot.bytes[at : at + span.num_bytes]
+                    target.copy_(span.bytes_in(home.bytes), non_blocking=True)
+            slot.filled.record(stream)
+        slot.copy = unit.name, unit.streamed.num_bytes, time.perf_counter()
 
-    def _fetch(self, layer: int) -> None:
-        """Fill the layer's slot: from disk through the staging buffer, from host memory directly."""
-        parts = self._parts[layer]
-        slot = self._slot_of(layer)
-        if slot.filled is not None:
-            slot.filled.synchronize()  # the staging buffer's last copy has left it
-        staged = read_tensors(self._reader, slot.staging, parts.group, parts.on_disk)
-        if layer in self._unchecked:
-            check_tensors(self._pack, parts.group, staged)
-            self._unchecked.discard(layer)
-        sources = {**self._hosted[layer], **staged}
-        if self._copy_stream is None:
-            if not self._in_place:
-                self._copy(sources)
-        else:
-            assert slot.drained is not None
-            assert slot.filled is not None
-            with torch.cuda.stream(self._copy_stream):
-                self._copy_stream.wait_event(slot.drained)
-                self._copy(sources)
-                slot.filled.record(self._copy_stream)
-        self.counters.streamed_bytes += sum(tensor.num_bytes for tensor in parts.streamed)
-
-    def _copy(self, sources: Mapping[str, torch.Tensor]) -> None:
-        with torch.inference_mode():
-            for name, source in sources.items():
-                self._views[name].copy_(source, non_blocking=True)
+    def _finish_copy(self, slot: Slot) -> None:
+        assert slot.started is not None
+        assert slot.filled is not None
+        assert slot.copy is not None
+        slot.filled.synchronize()
+        name, num_bytes, issued_s = slot.copy
+        slot.copy = None
+        took_s = slot.started.elapsed_time(slot.filled) / 1000  # the event counts milliseconds
+        self._timeline.add(
+            Track.TO_GPU, name, started_s=issued_s, ended_s=issued_s + took_s, num_bytes=num_bytes
+        )
 
     # -- setting up ------------------------------------------------------------------------
 
-    def _slot_of(self, layer: int) -> _Slot:
-        # Bound once: with an odd number of streamed layers the first and the last share a slot, and
-        # the first one's fetch waits for the last one's compute.
-        return self._slots[self._order.index(layer) % NUM_SLOTS]
-
-    def _make_slots(self) -> list[_Slot]:
+    def _load(self, undo: contextlib.ExitStack, num_slots: int) -> list[Slot]:
+        """Load what stays, and make the slots that the rest is streamed through. Raises PackError."""
+        staged_bytes = max((unit.on_disk.buffer_bytes for unit in self._units), default=0)
+        arena_bytes = self._placement.hosted_bytes
+        if self._order:
+            arena_bytes += num_slots * page_aligned(staged_bytes)
+        arena = HostArena(arena_bytes, pinned=self._device.type == "cuda")
+        undo.callback(arena.close)
+        try:
+            self._placement.load(self._loader, arena, self._timeline, undo)
+        except OSError as error:
+            raise PackError(f"the weights cannot be loaded: {error}") from error
         if not self._order:
             return []
-        computed = max(
-            sum(_aligned(self._computed_bytes(tensor)) for tensor in parts.streamed)
-            for parts in self._parts
+        device_bytes = max(unit.streamed.buffer_bytes for unit in self._units)
+        return [
+            Slot(arena.take(staged_bytes), device_bytes=device_bytes, device=self._device)
+            for _ in range(num_slots)
+        ]
+
+    def _give_room_to_wholes(self) -> None:
+        """One stretch of memory that whole tensors of any layer are converted into: one layer
+        computes at a time.
+        """
+        wholes = [_converted_wholes(unit) for unit in self._units]
+        room = torch.empty(
+            max((sum(num_bytes for _, num_bytes in each) for each in wholes), default=0),
+            dtype=torch.uint8,
+            device=self._device,
         )
-        if self._in_place:
-            computed = 0
-        staged = max(span_bytes(parts.on_disk) for parts in self._parts)
-        return [_Slot(computed, staged, self._device) for _ in range(NUM_SLOTS)]
-
-    def _computed_bytes(self, tensor: PackedTensor) -> int:
-        return tensor.num_bytes // tensor.dtype.itemsize * self._dtypes[tensor.name].itemsize
-
-    def _bind_to_slot(self, layer: int) -> None:
-        slot, parts = self._slot_of(layer), self._parts[layer]
-        if self._in_place:
-            views = views_of(slot.staging, parts.group, parts.on_disk)
-        else:
-            views = self._storage_views(slot.storage, parts.streamed)
-        self._views |= views
-        for name, view in views.items():
-            self._bind(name, view)
-
-    def _storage_views(
-        self, storage: torch.Tensor, tensors: tuple[PackedTensor, ...]
-    ) -> dict[str, torch.Tensor]:
-        offset = 0
-        views = {}
-        for tensor in tensors:
-            num_bytes = self._computed_bytes(tensor)
-            raw = storage[offset : offset + num_bytes]
-            views[tensor.name] = raw.view(self._dtypes[tensor.name]).view(tensor.shape)
-            offset += _aligned(num_bytes)
-        return views
-
-    def _load_all(self, outer: Sequence[PackGroup]) -> list[dict[str, torch.Tensor]]:
-        """Bind what is resident; by layer, what host memory holds. Raises PackError."""
-        try:
-            for group in outer:
-                self._load_resident(group, group.tensors)
-            for parts in self._parts:
-                self._load_resident(parts.group, parts.resident)
-            return [self._load_hosted(parts) for parts in self._parts]
-        except OSError as error:
-            self._reader.close()
-            raise PackError(f"the weights cannot be loaded: {error}") from error
-        except PackError:
-            self._reader.close()
-            raise
-
-    def _load_resident(self, group: PackGroup, tensors: tuple[PackedTensor, ...]) -> None:
-        for tensor in tensors:
-            buffer = HostBuffer(tensor.num_bytes + 2 * PAGE_BYTES, pinned=False)
-            found = read_tensors(self._reader, buffer, group, (tensor,))
-            check_tensors(self._pack, group, found)
-            [(name, source)] = found.items()
-            self._bind(name, source.to(self._device, self._dtypes[name], copy=True))
-
-    def _load_hosted(self, parts: LayerParts) -> dict[str, torch.Tensor]:
-        """The layer's host-memory part, pinned, in stored dtype."""
-        if not parts.hosted:
-            return {}
-        buffer = HostBuffer(span_bytes(parts.hosted) + 2 * PAGE_BYTES, pinned=True)
-        found = read_tensors(self._reader, buffer, parts.group, parts.hosted)
-        check_tensors(self._pack, parts.group, found)
-        return found
-
-    def _bind(self, name: str, value: torch.Tensor) -> None:
-        for owner, attribute in self._owners[name]:
-            setattr(owner, attribute, nn.Parameter(value, requires_grad=False))
+        for each in wholes:
+            start = 0
+            for whole, num_bytes in each:
+                whole.unpacked = room[start : start + num_bytes]
+                start += num_bytes
 
 
-def _parameter_owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """By parameter name, every module attribute that holds it: tied weights have several."""
-    by_identity: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for attribute, parameter in module.named_parameters(recurse=False):
-            by_identity.setdefault(id(parameter), []).append((module, attribute))
-    return {name: by_identity[id(parameter)] for name, parameter in model.named_parameters()}
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // 64) * 64
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+def _converted_wholes(unit: Unit) -> list[tuple[Whole, int]]:
+    """The unit's streamed tensors that are computed from whole, in another dtype; their bytes."""
+    return [
+        (target, target.unpacked_bytes(piece.shape))
+        for piece, target in zip(unit.streamed.pieces, unit.targets, strict=True)
+        if isinstance(target, Whole) and target.dtype != piece.tensor.dtype
+    ]
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # as above
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -1,38 +1,40 @@
 """Peak bytes of each tier, as small named terms, and whether they fit the budgets."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from engine.config import Budgets
 from engine.errors import BudgetError
 from engine.planning.policy import Policy, Split, Tier
-from engine.planning.shape import ModelShape
-
-NUM_SLOTS: Final = 2
-"""Layers whose streamed part is on the compute tier at once: the one computing and the next."""
+from engine.planning.shape import ModelShape, Placeable, resident_bytes, unpacked_bytes
 
 KV_PAGE_TOKENS: Final = 16
 """Tokens that keys and values are handed out by."""
 
-_STAGING_SLACK_BYTES: Final = 2 * 4096  # a direct read starts and ends on page borders
+TILE_BYTES: Final = 8 * 2**20
+"""Rows of a matrix that are turned into compute dtype at once, in compute dtype."""
+
+HEAD_TILE_BYTES: Final = 32 * 2**20
+"""Rows of the head that are streamed at once where no layer's slot is larger, in stored dtype."""
+
+_SCRATCH_BYTES: Final = 4 * TILE_BYTES  # a tile, its copy inside the kernel, two products
+_RUNTIME_BYTES: Final = 48 * 2**20  # the model's modules, threads, allocators' slack
+_TOKENIZER_BYTES_PER_TOKEN: Final = 512  # of a vocabulary
+_SAMPLING_BYTES: Final = 32 * 2**20  # logits are sampled from chunk by chunk
+_READ_SLACK_BYTES: Final = 2 * 4096  # a direct read starts and ends on page borders
+_TENSOR_SLACK_BYTES: Final = 64  # tensors lie on cache lines
 
 
-def outer_bytes(shape: ModelShape) -> int:
-    """Embedding, final norm and head, resident on the compute tier."""
-    return shape.computed_bytes(shape.outer_bytes)
-
-
-def slot_bytes(shape: ModelShape, splits: tuple[Split, ...], compute: Tier) -> int:
-    """The slots that streamed layer parts are computed from, beside the staging buffers."""
-    if shape.reads_in_place(compute):
-        return 0
-    largest = max((split.streamed_bytes(compute) for split in splits), default=0)
-    return NUM_SLOTS * shape.computed_bytes(largest)
-
-
-def staging_bytes(splits: tuple[Split, ...]) -> int:
-    """Host buffers that direct reads land in, one a slot."""
-    largest = max((split.disk_bytes for split in splits), default=0)
-    return NUM_SLOTS * (largest + _STAGING_SLACK_BYTES) if largest else 0
+def slot_bytes(shape: ModelShape, policy: Policy) -> int:
+    """One slot: the largest streamed part of a layer; at least a tile of a streamed head."""
+    compute = policy.compute
+    largest = 0
+    for tensors, split in zip(shape.layers, policy.layer_splits, strict=True):
+        if streamed := split.streamed_bytes(compute):
+            largest = max(largest, streamed + len(tensors) * _TENSOR_SLACK_BYTES)
+    head = policy.head_split.streamed_bytes(compute) if policy.head_split else 0
+    largest = max(largest, min(head, HEAD_TILE_BYTES))
+    return largest + _READ_SLACK_BYTES if largest else 0
 
 
 def activation_bytes(
@@ -41,13 +43,26 @@ def activation_bytes(
     """What a sweep holds beside weights and KV, at 4 bytes an element.
 
     Of every token of the sweep its hidden state, residual and position; of one micro-batch the
-    attention's and the MLP's intermediates; of every row its logits, with two copies to sample.
+    attention's and the MLP's intermediates; of every row its logits.
     """
     tokens = sweep_tokens + block_rows
     carried = 4 * tokens * shape.hidden_size
     widest = min(tokens, micro_batch_tokens) * (8 * shape.hidden_size + 3 * shape.intermediate_size)
-    logits = 3 * block_rows * shape.vocab_size
-    return 4 * (carried + widest + logits)
+    logits = (2 if shape.scales_logits else 1) * block_rows * shape.vocab_size
+    return 4 * (carried + widest + logits) + _SAMPLING_BYTES
+
+
+def fixed_bytes(
+    shape: ModelShape, *, sweep_tokens: int, micro_batch_tokens: int, block_rows: int
+) -> int:
+    """What the compute tier holds wherever weights and KV lie."""
+    activations = activation_bytes(
+        shape,
+        sweep_tokens=sweep_tokens,
+        micro_batch_tokens=micro_batch_tokens,
+        block_rows=block_rows,
+    )
+    return shape.fixed_bytes + activations + _SCRATCH_BYTES
 
 
 def fetch_bytes(shape: ModelShape, policy: Policy) -> int:
@@ -63,30 +78,56 @@ def fetch_bytes(shape: ModelShape, policy: Policy) -> int:
 def hidden_bytes(shape: ModelShape, policy: Policy) -> int:
     """Hidden states of all of a sweep's tokens, where they wait between layers."""
     tokens = policy.sweep_tokens + policy.block_rows
-    return tokens * shape.hidden_size * shape.compute_itemsize
+    return 4 * tokens * shape.hidden_size
 
 
 def compute_tier_bytes(shape: ModelShape, policy: Policy) -> int:
     """Peak bytes of weights, slots and activations on the compute tier, without KV."""
-    resident = sum(
-        split.gpu_bytes if policy.compute is Tier.GPU else split.cpu_bytes
-        for split in policy.layer_splits
+    compute = policy.compute
+    resident = 0
+    unpacked = 0
+    for tensors, split in _units(shape, policy):
+        leading = split.resident_bytes(compute)
+        resident += resident_bytes(tensors, leading)
+        unpacked = max(unpacked, unpacked_bytes(tensors, leading))
+    fixed = fixed_bytes(
+        shape,
+        sweep_tokens=policy.sweep_tokens,
+        micro_batch_tokens=policy.micro_batch_tokens,
+        block_rows=policy.block_rows,
     )
-    return (
-        outer_bytes(shape)
-        + shape.computed_bytes(resident)
-        + slot_bytes(shape, policy.layer_splits, policy.compute)
-        + activation_bytes(
-            shape,
-            sweep_tokens=policy.sweep_tokens,
-            micro_batch_tokens=policy.micro_batch_tokens,
-            block_rows=policy.block_rows,
-        )
+    return fixed + resident + unpacked + policy.num_slots * slot_bytes(shape, policy)
+
+
+def host_extra_bytes(shape: ModelShape, policy: Policy) -> int:
+    """What host memory holds beside a compute tier's and KV's bytes."""
+    runtime = _RUNTIME_BYTES + _TOKENIZER_BYTES_PER_TOKEN * shape.vocab_size
+    if policy.compute is Tier.CPU:
+        return runtime
+    hosted = sum(
+        split.cpu_bytes + len(tensors) * _TENSOR_SLACK_BYTES + _READ_SLACK_BYTES
+        for tensors, split in _units(shape, policy)
+        if split.cpu_bytes
     )
+    return runtime + hosted + policy.num_slots * slot_bytes(shape, policy)
+
+
+def _units(shape: ModelShape, policy: Policy) -> list[tuple[Sequence[Placeable], Split]]:
+    """Whatever has a split of its own: layers, head, embedding."""
+    units: list[tuple[Sequence[Placeable], Split]] = list(
+        zip(shape.layers, policy.layer_splits, strict=True)
+    )
+    for tensor, split in (
+        (shape.head, policy.head_split),
+        (shape.embedding, policy.embedding_split),
+    ):
+        if tensor is not None:
+            units.append(((tensor,), split or Split.on(policy.compute, tensor.num_bytes)))
+    return units
 
 
 def peak_bytes(shape: ModelShape, policy: Policy) -> dict[Tier, int]:
-    """Peak bytes of each tier under `policy`; of disk, what is streamed from or spilled to it."""
+    """Peak bytes of each tier under `policy`; of disk, what is read from it or spilled to it."""
     peaks = dict.fromkeys(Tier, 0)
     peaks[policy.compute] += compute_tier_bytes(shape, policy)
     for tier in Tier:
@@ -94,10 +135,8 @@ def peak_bytes(shape: ModelShape, policy: Policy) -> dict[Tier, int]:
     peaks[policy.compute] += fetch_bytes(shape, policy)
     if policy.hidden_tier is not None:
         peaks[policy.hidden_tier] += hidden_bytes(shape, policy)
-    peaks[Tier.CPU] += staging_bytes(policy.layer_splits)
-    if policy.compute is Tier.GPU:
-        peaks[Tier.CPU] += sum(split.cpu_bytes for split in policy.layer_splits)
-    peaks[Tier.DISK] += sum(split.disk_bytes for split in policy.layer_splits)
+    peaks[Tier.CPU] += host_extra_bytes(shape, policy)
+    peaks[Tier.DISK] += sum(split.disk_bytes for _, split in _units(shape, policy))
     return peaks
 
 

@@ -17,10 +17,11 @@ class Tier(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Bytes in each tier; of one layer's weights in whole tensors of the pack's order.
+    """Bytes in each tier; of one layer's weights the placeable tensors, in the pack's order.
 
-    What lies on the compute tier is resident; the rest is streamed once a sweep. With the CPU as
-    compute tier `gpu_bytes` is 0 and `cpu_bytes` is the resident part.
+    A border may lie at any row of a matrix and any expert of a stack. What lies on the compute tier
+    is resident; the rest is streamed once a sweep. With the CPU as compute tier `gpu_bytes` is 0
+    and `cpu_bytes` is the resident part.
     """
 
     gpu_bytes: int
@@ -39,6 +40,9 @@ class Split:
     def total_bytes(self) -> int:
         return self.gpu_bytes + self.cpu_bytes + self.disk_bytes
 
+    def resident_bytes(self, compute: Tier) -> int:
+        return self.gpu_bytes if compute is Tier.GPU else self.cpu_bytes
+
     def streamed_bytes(self, compute: Tier) -> int:
         """Bytes that cross a link in each sweep."""
         return self.disk_bytes if compute is Tier.CPU else self.disk_bytes + self.cpu_bytes
@@ -48,9 +52,13 @@ class Split:
 class Policy:
     """One decision for a whole run. The engine executes exactly this or refuses it.
 
-    `layer_splits` are in stored bytes, as in the pack. `kv` are the bytes that keys and values get on
-    each tier; rows live on the fastest one that has room. Those that do not live on the compute tier
-    attend on the CPU beside them where `attends_beside` says so, and are fetched otherwise.
+    `layer_splits` are in stored bytes, as in the pack. `head_split` and `embedding_split` are None
+    where the tensor is wholly resident; a tied model's one table is its head. What of an embedding is
+    not resident is read row by row, as tokens ask for it.
+
+    `kv` are the bytes that keys and values get on each tier; rows live on the fastest one that has
+    room. Those that do not live on the compute tier attend on the CPU beside them where
+    `attends_beside` says so, and are fetched otherwise.
     """
 
     compute: Tier
@@ -63,6 +71,10 @@ class Policy:
     kv: Split
     layer_splits: tuple[Split, ...]
     reason: str
+    head_split: Split | None = None
+    embedding_split: Split | None = None
+    num_slots: int = 2
+    """Places for streamed layers on the compute tier: one computes while the others are filled."""
     attends_beside: bool = True
     fetch_tokens: int = 65536
     """Cached tokens that one micro-batch may bring from another tier."""
@@ -70,11 +82,15 @@ class Policy:
     """Where hidden states lie between layers; None is the compute tier."""
 
     def __post_init__(self) -> None:
-        for name in ("block_rows", "sweep_tokens", "micro_batch_tokens", "fetch_tokens"):
-            if getattr(self, name) < 1:
-                raise BudgetError(f"a policy's {name} is at least 1, not {getattr(self, name)}")
+        least = dict.fromkeys(("block_rows", "sweep_tokens", "micro_batch_tokens"), 1)
+        for name, least_value in (least | {"fetch_tokens": 1, "num_slots": 2}).items():
+            if getattr(self, name) < least_value:
+                raise BudgetError(
+                    f"a policy's {name} is at least {least_value}, not {getattr(self, name)}"
+                )
 
     @property
     def streamed_bytes(self) -> int:
-        """Weight bytes that cross a link in each sweep."""
-        return sum(split.streamed_bytes(self.compute) for split in self.layer_splits)
+        """Weight bytes that cross a link in each sweep, without the embedding's rows."""
+        head = self.head_split.streamed_bytes(self.compute) if self.head_split else 0
+        return head + sum(split.streamed_bytes(self.compute) for split in self.layer_splits)

@@ -1,22 +1,37 @@
-"""What a model weighs: bytes of its layers and of a token's keys and values; no tensors."""
+"""What a model weighs: bytes of its tensors and of a token's keys and values; no tensors."""
 
 import dataclasses
+from collections.abc import Sequence
 
-from engine.planning.policy import Tier
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Placeable:
+    """A tensor that a policy places, in stored bytes.
+
+    A border may lie at every multiple of `granule_bytes` and at the tensor's end. `unpacked_bytes`
+    is what a tensor takes that can only be computed from whole and in another dtype; 0 for others.
+    """
+
+    num_bytes: int
+    granule_bytes: int
+    unpacked_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """`layer_tensor_bytes[i]` are the stored bytes of layer i's tensors in the pack's order.
+    """`layers[i]` are layer i's placeable tensors in the pack's order.
 
-    An element is stored in `stored_itemsize` bytes at least; on the compute tier it takes
-    `compute_itemsize`.
+    `fixed_bytes`, norms, biases and the like, are always on the compute tier in compute dtype.
+    `embedding` and `head` are None where they are among the fixed; a `tied` model has one table for
+    both, its head. `scales_logits`: the library works on a second copy of the logits.
     """
 
-    layer_tensor_bytes: tuple[tuple[int, ...], ...]
-    outer_bytes: int
-    stored_itemsize: int
-    compute_itemsize: int
+    layers: tuple[tuple[Placeable, ...], ...]
+    fixed_bytes: int
+    embedding: Placeable | None
+    head: Placeable | None
+    tied: bool
+    scales_logits: bool
     compute_dtype: str
     kv_bytes_per_token: int
     hidden_size: int
@@ -26,18 +41,54 @@ class ModelShape:
 
     @property
     def num_layers(self) -> int:
-        return len(self.layer_tensor_bytes)
+        return len(self.layers)
 
     @property
     def layer_bytes(self) -> tuple[int, ...]:
-        return tuple(sum(tensors) for tensors in self.layer_tensor_bytes)
+        """Placeable stored bytes of each layer."""
+        return tuple(total_bytes(tensors) for tensors in self.layers)
 
-    def reads_in_place(self, compute: Tier) -> bool:
-        """Whether streamed layers are computed in the very buffers that they are read to."""
-        return compute is Tier.CPU and self.stored_itemsize == self.compute_itemsize
+    @property
+    def head_tensors(self) -> tuple[Placeable, ...]:
+        return () if self.head is None else (self.head,)
 
-    def computed_bytes(self, stored_bytes: int) -> int:
-        """What `stored_bytes` of weights take on the compute tier."""
-        return (
-            stored_bytes * max(self.compute_itemsize, self.stored_itemsize) // self.stored_itemsize
-        )
+    @property
+    def embedding_tensors(self) -> tuple[Placeable, ...]:
+        """Empty for a tied model too: its table is the head."""
+        return () if self.embedding is None else (self.embedding,)
+
+
+def total_bytes(tensors: Sequence[Placeable]) -> int:
+    return sum(tensor.num_bytes for tensor in tensors)
+
+
+def leading_border_bytes(tensors: Sequence[Placeable], limit_bytes: int) -> int:
+    """The last place up to `limit_bytes` from the start where a border may lie."""
+    border = 0
+    for tensor in tensors:
+        room = limit_bytes - border
+        if room < tensor.num_bytes:
+            return border + max(0, room) // tensor.granule_bytes * tensor.granule_bytes
+        border += tensor.num_bytes
+    return border
+
+
+def resident_bytes(tensors: Sequence[Placeable], leading_bytes: int) -> int:
+    """What the first `leading_bytes` of the tensors take where they are computed from."""
+    taken = 0
+    for tensor in tensors:
+        stored = min(leading_bytes, tensor.num_bytes)
+        taken += tensor.unpacked_bytes if stored and tensor.unpacked_bytes else stored
+        leading_bytes -= stored
+    return taken
+
+
+def unpacked_bytes(tensors: Sequence[Placeable], leading_bytes: int) -> int:
+    """What the tensors after the first `leading_bytes` take beside their slot."""
+    border = 0
+    needed = 0
+    for tensor in tensors:
+        if border >= leading_bytes:
+            needed += tensor.unpacked_bytes
+        border += tensor.num_bytes
+    return needed

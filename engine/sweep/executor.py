@@ -13,6 +13,7 @@ import torch
 
 from engine.compute.attention import AttentionContext
 from engine.compute.draws import Draw
+from engine.compute.head import Head
 from engine.compute.hidden import Hidden, hidden_on
 from engine.compute.lockstep import Lockstep, MicroBatch
 from engine.compute.packing import Packing
@@ -35,6 +36,7 @@ class Executor:
         *,
         num_layers: int,
         weights: WeightSource,
+        head: Head | None,
         context: AttentionContext,
         policy: Policy,
         spill_dir: Path,
@@ -44,6 +46,7 @@ class Executor:
         self._model = model
         self._num_layers = num_layers
         self._weights = weights
+        self._head = head
         self._context = context
         self._policy = policy
         self._spill_dir = spill_dir
@@ -108,6 +111,8 @@ class Executor:
                     if lockstep.step(parked[0]):
                         del parked[0]
                 self._weights.release(step.layer)
+        if self._head is not None:
+            lockstep.run_head(self._head)
 
     def _cut(self, shares: Sequence[Share]) -> list[list[Share]]:
         """Micro-batches: rows of one tier, so many new tokens, so many to fetch."""

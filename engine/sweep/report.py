@@ -13,6 +13,8 @@ class Report:
     """
 
     policy_reason: str
+    gemm_reason: str = ""
+    """Which kernel multiplies, by how many rows there are."""
     num_sweeps: int = 0
     sweep_s: float = 0.0
     sampling_s: float = 0.0

@@ -28,7 +28,13 @@ COMPOSITIONS = {
 }
 SHORT_OF_PAGES = 144  # tokens of KV in the last composition: about two of the rows below
 
-PLACEMENTS = {"resident": 1.0, "half streamed": 0.5, "streamed": 0.0}
+# Fractions of every layer, of the head and of an untied embedding that are resident.
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "resident": {"resident": 1.0},
+    "cut between rows": {"resident": 0.37, "head": 0.6, "embedding": 0.3},
+    "layers streamed": {"resident": 0.0, "head": 1.0},
+    "streamed": {"resident": 0.0, "embedding": 0.0},
+}
 
 
 @pytest.fixture(scope="module", params=list(TINY_MODELS))
@@ -55,7 +61,7 @@ def test_greedy_tokens_equal_generate(
         changes: dict[str, Any] = dict(COMPOSITIONS[composition])
         if composition == "pages run short":
             changes["kv_bytes"] = SHORT_OF_PAGES * shape.kv_bytes_per_token
-        return streaming(PLACEMENTS[placement], **changes)(shape, budgets)
+        return streaming(**PLACEMENTS[placement], **changes)(shape, budgets)
 
     budgets = Budgets(gpu_bytes=0, host_bytes=GIB, disk_bytes=GIB, spill_dir=tmp_path)
     with Engine.load(folder, budgets=budgets, policy=policy) as engine:
@@ -67,7 +73,43 @@ def test_greedy_tokens_equal_generate(
         assert found[key].finish_reason == ("stop" if ended else "length"), key
     if composition == "pages run short":
         assert report.preempted_rows > 0, "the pool was meant to be too small"
-    assert (report.weights_streamed_bytes > 0) == (placement != "resident")
+    assert report.weights_streamed_bytes == report.num_sweeps * engine.policy.streamed_bytes
+    assert (engine.policy.streamed_bytes > 0) == (placement != "resident")
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "mixtral"])
+@pytest.mark.parametrize("placement", ["resident", "cut between rows"])
+def test_a_16_bit_checkpoint_computed_in_float32_equals_generate_in_float32(
+    tmp_path: Path, name: str, placement: str
+) -> None:
+    folder = write_tiny_model(tmp_path / "model", name, dtype=torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    budgets = Budgets(gpu_bytes=0, host_bytes=GIB, disk_bytes=GIB, spill_dir=tmp_path)
+    policy = streaming(**PLACEMENTS[placement])
+    with Engine.load(folder, budgets=budgets, policy=policy) as engine:
+        found = {completion.key: completion for completion in engine.generate(ragged_prompts())}
+    for prompt in ragged_prompts():
+        tokens, _ended = oracle_answer(model, prompt)
+        assert found[prompt.key].token_ids == tokens, prompt.key
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 3, 7])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_bytes_streamed_do_not_grow_with_the_number_of_micro_batches(
+    tmp_path: Path, name: str, num_micro_batches: int
+) -> None:
+    folder = write_tiny_model(tmp_path / "model", name)
+    budgets = Budgets(gpu_bytes=0, host_bytes=GIB, disk_bytes=GIB, spill_dir=tmp_path)
+    policy = streaming(0.37, head=0.2, sweep_tokens=84, micro_batch_tokens=84 // num_micro_batches)
+    with Engine.load(folder, budgets=budgets, policy=policy) as engine:
+        prompts = [
+            Prompt(key=key, token_ids=tuple(range(2, 14)), sampling=Sampling(max_tokens=3))
+            for key in "abcdefg"
+        ]
+        list(engine.generate(prompts))
+        report = engine.report()
+    assert report.num_sweeps == 3
+    assert report.weights_streamed_bytes == 3 * engine.policy.streamed_bytes > 0
 
 
 REAL_PROMPTS = (

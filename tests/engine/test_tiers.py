@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
+from engine.memory.tiers import PAGE_BYTES, DirectReader, HostArena, HostBuffer
 
 FILE_BYTES = 3 * 2**20 + 1234
 CONTENT = torch.randint(0, 256, (FILE_BYTES,), generator=torch.Generator().manual_seed(1)).to(
@@ -53,7 +53,7 @@ def test_any_range_comes_back_as_it_lies_in_the_file(
     reader: DirectReader, span: tuple[int, int]
 ) -> None:
     offset_bytes, num_bytes = span
-    buffer = HostBuffer(num_bytes + 2 * PAGE_BYTES, pinned=False)
+    buffer = HostBuffer(num_bytes + 2 * PAGE_BYTES)
     found = reader.read(buffer, offset_bytes=offset_bytes, num_bytes=num_bytes)
     assert torch.equal(found, CONTENT[offset_bytes : offset_bytes + num_bytes])
 
@@ -62,7 +62,7 @@ def test_any_range_comes_back_as_it_lies_in_the_file(
 def test_the_end_of_the_file_is_read_though_no_page_ends_there(
     reader: DirectReader, num_bytes: int
 ) -> None:
-    buffer = HostBuffer(num_bytes + 2 * PAGE_BYTES, pinned=False)
+    buffer = HostBuffer(num_bytes + 2 * PAGE_BYTES)
     found = reader.read(buffer, offset_bytes=FILE_BYTES - num_bytes, num_bytes=num_bytes)
     assert torch.equal(found, CONTENT[-num_bytes:])
 
@@ -77,7 +77,7 @@ def test_a_range_beyond_the_end_is_an_error_with_the_numbers(
     start = offset_bytes // PAGE_BYTES * PAGE_BYTES
     wanted = offset_bytes - start + num_bytes
     message = f"{path} ended early: {wanted} bytes wanted from {start}, got {FILE_BYTES - start}"
-    buffer = HostBuffer(num_bytes + 2 * PAGE_BYTES, pinned=False)
+    buffer = HostBuffer(num_bytes + 2 * PAGE_BYTES)
     with pytest.raises(OSError, match=message):
         reader.read(buffer, offset_bytes=offset_bytes, num_bytes=num_bytes)
 
@@ -85,7 +85,7 @@ def test_a_range_beyond_the_end_is_an_error_with_the_numbers(
 def test_a_file_cut_short_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "cut"
     path.write_bytes(bytes(10 * PAGE_BYTES))
-    buffer = HostBuffer(12 * PAGE_BYTES, pinned=False)
+    buffer = HostBuffer(12 * PAGE_BYTES)
     with DirectReader(path) as reader:
         assert reader.read(buffer, offset_bytes=0, num_bytes=10 * PAGE_BYTES).sum() == 0
         os.truncate(path, 4 * PAGE_BYTES + 7)
@@ -96,7 +96,7 @@ def test_a_file_cut_short_after_it_was_opened_is_an_error(tmp_path: Path) -> Non
 
 def test_bytes_wanted_are_counted_and_not_the_pages_around_them(path: Path) -> None:
     with DirectReader(path) as reader:
-        buffer = HostBuffer(3 * PAGE_BYTES, pinned=False)
+        buffer = HostBuffer(3 * PAGE_BYTES)
         reader.read(buffer, offset_bytes=4000, num_bytes=200)
         assert reader.counters.num_bytes == 200
         assert reader.counters.num_reads == 1
@@ -109,7 +109,7 @@ def test_the_page_cache_lets_go_of_what_was_read_without_direct_files(
     released: list[tuple[int, int, int]] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda _file, *advice: released.append(advice))
     with DirectReader(path) as reader:
-        reader.read(HostBuffer(4 * PAGE_BYTES, pinned=False), offset_bytes=5000, num_bytes=8000)
+        reader.read(HostBuffer(4 * PAGE_BYTES), offset_bytes=5000, num_bytes=8000)
     assert released == [(PAGE_BYTES, 3 * PAGE_BYTES, os.POSIX_FADV_DONTNEED)]
 
 
@@ -135,8 +135,72 @@ def test_a_closed_reader_leaves_no_file_open_and_may_be_closed_again(path: Path)
 def test_a_host_buffer_starts_on_a_page_and_its_two_faces_are_the_same_bytes(
     num_bytes: int,
 ) -> None:
-    buffer = HostBuffer(num_bytes, pinned=False)
+    buffer = HostBuffer(num_bytes)
     assert buffer.bytes.data_ptr() % PAGE_BYTES == 0
     assert buffer.bytes.shape == (num_bytes,)
     buffer.view[num_bytes - 1] = 77
     assert buffer.bytes[-1] == 77
+
+
+def test_buffers_of_an_arena_stand_side_by_side_on_page_borders() -> None:
+    arena = HostArena(5 * PAGE_BYTES, pinned=False)
+    buffers = [arena.take(num_bytes) for num_bytes in (PAGE_BYTES + 1, 10, 2 * PAGE_BYTES)]
+    for index, buffer in enumerate(buffers):
+        buffer.bytes.fill_(index + 1)
+    places = [buffer.bytes.data_ptr() for buffer in buffers]
+    assert [place - places[0] for place in places] == [0, 2 * PAGE_BYTES, 3 * PAGE_BYTES]
+    assert places[0] % PAGE_BYTES == 0
+    for index, buffer in enumerate(buffers):
+        assert set(buffer.bytes.tolist()) == {index + 1}
+    with pytest.raises(AssertionError, match="as large as all its buffers"):
+        arena.take(1)
+    arena.close()
+
+
+class FakeDriver:
+    """What the GPU's driver is asked; `error` is its answer."""
+
+    def __init__(self, error: int) -> None:
+        self.registered: dict[int, int] = {}
+        self._error = error
+
+    def cudaHostRegister(self, address: int, num_bytes: int, _flags: int) -> int:  # noqa: N802
+        if not self._error:
+            self.registered[address] = num_bytes
+        return self._error
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        del self.registered[address]
+        return 0
+
+
+def test_a_pinned_arena_is_registered_whole_and_given_back_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = FakeDriver(error=0)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    arena = HostArena(3 * PAGE_BYTES + 7, pinned=True)
+    assert driver.registered == {arena.take(10).bytes.data_ptr(): 3 * PAGE_BYTES + 7}
+    arena.close()
+    arena.close()
+    assert driver.registered == {}
+
+
+def test_where_the_driver_refuses_torch_pins_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real_empty = torch.empty
+    asked: list[Any] = []
+
+    def empty(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        asked.append((shape, pin_memory))
+        return real_empty(*shape, **options)
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: FakeDriver(error=801))
+    monkeypatch.setattr(torch, "empty", empty)
+    arena = HostArena(2 * PAGE_BYTES, pinned=True)
+    assert asked == [((2 * PAGE_BYTES,), True)]
+    assert "8192 bytes" in caplog.text
+    assert "CUDA error 801" in caplog.text
+    arena.take(PAGE_BYTES).bytes.fill_(1)
+    arena.close()

@@ -1,12 +1,13 @@
 """Policies for tests that want a placement and not the best one."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Final
 
 from engine.config import Budgets
 from engine.engine import PolicyMaker
 from engine.planning.policy import Policy, Split, Tier
-from engine.planning.shape import ModelShape
+from engine.planning.shape import ModelShape, Placeable, leading_border_bytes, total_bytes
 
 _KV_TOKENS: Final = 4096
 
@@ -15,11 +16,14 @@ def streaming(
     resident: float,
     *,
     hosted: float = 0.0,
+    head: float | None = None,
+    embedding: float = 1.0,
     kv_tier: Tier | None = None,
     kv_bytes: int | None = None,
     **changes: Any,
 ) -> PolicyMaker:
-    """Of every layer the leading tensors resident, up to that fraction of its bytes; the rest on disk.
+    """Of every layer the leading rows resident, up to that fraction of its bytes; the rest on disk.
+    Of the head too, if `head` says no other fraction; of an untied embedding `embedding`.
 
     With a GPU, up to the fraction `hosted` lies in host memory. Keys and values get `kv_bytes` of
     `kv_tier`, if not told otherwise enough of the compute tier. `changes` are fields of `Policy`.
@@ -27,6 +31,10 @@ def streaming(
 
     def make(shape: ModelShape, budgets: Budgets) -> Policy:
         compute = Tier.GPU if budgets.gpu_bytes else Tier.CPU
+
+        def split(tensors: Sequence[Placeable], fraction: float) -> Split:
+            return split_tensors(tensors, compute, resident=fraction, hosted=hosted)
+
         policy = Policy(
             compute=compute,
             compute_dtype=shape.compute_dtype,
@@ -37,10 +45,11 @@ def streaming(
                 kv_tier or compute,
                 _KV_TOKENS * shape.kv_bytes_per_token if kv_bytes is None else kv_bytes,
             ),
-            layer_splits=tuple(
-                split_layer(tensors, compute, resident=resident, hosted=hosted)
-                for tensors in shape.layer_tensor_bytes
-            ),
+            layer_splits=tuple(split(tensors, resident) for tensors in shape.layers),
+            head_split=split(shape.head_tensors, resident if head is None else head)
+            if shape.head
+            else None,
+            embedding_split=split(shape.embedding_tensors, embedding) if shape.embedding else None,
             reason=f"a test asked for {resident} of every layer to be resident",
         )
         return dataclasses.replace(policy, **changes)
@@ -48,22 +57,13 @@ def streaming(
     return make
 
 
-def split_layer(
-    tensors: tuple[int, ...], compute: Tier, *, resident: float, hosted: float = 0.0
+def split_tensors(
+    tensors: Sequence[Placeable], compute: Tier, *, resident: float, hosted: float = 0.0
 ) -> Split:
-    """`tensors` are the layer's bytes, tensor by tensor, in the pack's order."""
-    kept = _leading_bytes(tensors, int(resident * sum(tensors)))
+    """`tensors` in the pack's order, cut at the last borders within the fractions."""
+    total = total_bytes(tensors)
+    kept = leading_border_bytes(tensors, int(resident * total))
     if compute is Tier.CPU:
-        return Split(gpu_bytes=0, cpu_bytes=kept, disk_bytes=sum(tensors) - kept)
-    near = _leading_bytes(tensors, kept + int(hosted * sum(tensors)))
-    return Split(gpu_bytes=kept, cpu_bytes=near - kept, disk_bytes=sum(tensors) - near)
-
-
-def _leading_bytes(tensors: tuple[int, ...], limit_bytes: int) -> int:
-    """Bytes of the leading tensors that fit in `limit_bytes`."""
-    taken = 0
-    for num_bytes in tensors:
-        if taken + num_bytes > limit_bytes:
-            break
-        taken += num_bytes
-    return taken
+        return Split(gpu_bytes=0, cpu_bytes=kept, disk_bytes=total - kept)
+    near = max(kept, leading_border_bytes(tensors, kept + int(hosted * total)))
+    return Split(gpu_bytes=kept, cpu_bytes=near - kept, disk_bytes=total - near)

@@ -1,0 +1,75 @@
+"""Which kernel multiplies, by how many rows there are: measured once on the machine at hand. Knows
+no weights.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+
+Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(rows, in) by (out, in), both contiguous, to (rows, out)."""
+
+_ROW_COUNTS: Final = (1, 8, 32, 128, 512)
+_NUM_TRIALS: Final = 2
+
+
+class Gemm:
+    """The kernel for each number of rows; `reason` says which and why."""
+
+    def __init__(self, kernels: Sequence[tuple[int, Kernel]], *, reason: str) -> None:
+        """`kernels` are (largest number of rows, kernel), ascending; the last serves all above."""
+        self._kernels = tuple(kernels)
+        self.reason = reason
+
+    def kernel(self, num_rows: int) -> Kernel:
+        for most_rows, kernel in self._kernels:
+            if num_rows <= most_rows:
+                return kernel
+        return self._kernels[-1][1]
+
+
+def choose_gemm(shape: tuple[int, int], *, dtype: torch.dtype, device: torch.device) -> Gemm:
+    """For matrices like (out, in) `shape`; only float32 on a CPU has a choice. Takes tens of ms."""
+    if device.type != "cpu" or dtype != torch.float32 or not _has_onednn():
+        return Gemm([(1, F.linear)], reason=f"{device.type} {dtype}: torch's own kernel")
+    kernels: dict[str, Kernel] = {"torch": F.linear, "oneDNN": _onednn}
+    weight = torch.ones(shape)
+    chosen: list[tuple[int, Kernel]] = []
+    seen = []
+    for num_rows in _ROW_COUNTS:
+        rows = torch.ones(num_rows, shape[1])
+        taken_s = {name: _seconds(kernel, rows, weight) for name, kernel in kernels.items()}
+        best = min(taken_s, key=lambda name: taken_s[name])
+        chosen.append((num_rows, kernels[best]))
+        gflops = 2 * num_rows * math.prod(shape) / taken_s[best] / 1e9
+        seen.append((best, f"{num_rows} ({gflops:.0f} GFLOP/s)"))
+    ranges = [
+        f"{name} at {', '.join(at for _, at in group)} rows"
+        for name, group in itertools.groupby(seen, key=lambda each: each[0])
+    ]
+    return Gemm(chosen, reason=f"{shape[0]} x {shape[1]} on this CPU: {'; '.join(ranges)}")
+
+
+def _onednn(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")  # noqa: SLF001  # no public name takes a plain weight
+    return product
+
+
+def _has_onednn() -> bool:
+    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # noqa: SLF001  # the public name is untyped
+
+
+def _seconds(kernel: Kernel, rows: torch.Tensor, weight: torch.Tensor) -> float:
+    """The best of some trials after a first call, which sets kernels up."""
+    kernel(rows, weight)
+    taken_s = []
+    for _ in range(_NUM_TRIALS):
+        started_s = time.perf_counter()
+        kernel(rows, weight)
+        taken_s.append(time.perf_counter() - started_s)
+    return max(min(taken_s), 1e-9)

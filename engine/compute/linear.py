@@ -1,0 +1,108 @@
+"""Multiplies by weights that lie in slices, in stored dtype: no copy of a whole matrix ever exists.
+
+Takes the forward of every module that holds a sliced weight. Knows nothing of where slices come
+from.
+"""
+
+import functools
+import math
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from engine.compute.gemm import Gemm, choose_gemm
+from engine.memory.matrix import Matrix, Stack, values_of
+from engine.planning.cost import TILE_BYTES
+
+MULTIPLIER_ATTRIBUTE: Final = "freight_multiplier"
+"""Where modules that hold a `Stack` find the multiplier."""
+
+_MOST_TILE_ROWS: Final = 1024
+_LEAST_TILE_ROWS: Final = 32
+
+
+class Multiplier:
+    """Multiplies by stored rows, tile by tile where they must be converted first."""
+
+    def __init__(self, gemm: Gemm, device: torch.device) -> None:
+        self.gemm = gemm
+        self._scratch = torch.empty(TILE_BYTES, dtype=torch.uint8, device=device)
+
+    def linear(
+        self, inputs: torch.Tensor, weight: Matrix, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(..., in) to (..., out): what `nn.Linear` does, or Conv1D if the matrix is transposed."""
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        if weight.transposed:
+            product = flat.new_zeros(len(flat), weight.shape[1])
+            for part in weight.slices:
+                self.add_transposed(flat[:, part.first : part.last], part.stored, product)
+        else:
+            product = flat.new_empty(len(flat), weight.shape[0])
+            for part in weight.slices:
+                self.multiply(flat, part.stored, product[:, part.first : part.last])
+        if bias is not None:
+            product += bias
+        return product.view(*inputs.shape[:-1], product.shape[1])
+
+    def multiply(self, rows: torch.Tensor, stored: torch.Tensor, product: torch.Tensor) -> None:
+        """(rows, in) by stored (out, in) into `product` (rows, out), a view if need be."""
+        if not len(rows):
+            return
+        kernel = self.gemm.kernel(len(rows))
+        rows = rows.contiguous()
+        tile = self._tile_rows(stored, rows.dtype)
+        for first in range(0, len(stored), tile):
+            values = values_of(
+                stored[first : first + tile], dtype=rows.dtype, scratch=self._scratch
+            )
+            product[:, first : first + tile] = kernel(rows, values)
+
+    def add_transposed(
+        self, rows: torch.Tensor, stored: torch.Tensor, product: torch.Tensor
+    ) -> None:
+        """Adds (rows, in) by stored (in, out) to `product` (rows, out)."""
+        tile = self._tile_rows(stored, rows.dtype)
+        for first in range(0, len(stored), tile):
+            values = values_of(
+                stored[first : first + tile], dtype=rows.dtype, scratch=self._scratch
+            )
+            product.addmm_(rows[:, first : first + tile], values)
+
+    def _tile_rows(self, stored: torch.Tensor, dtype: torch.dtype) -> int:
+        """All rows at once, unless they must be converted or a CPU kernel may copy them."""
+        if stored.dtype == dtype and stored.device.type != "cpu":
+            return len(stored)
+        fitting = TILE_BYTES // (stored.shape[1] * dtype.itemsize)
+        rounded = fitting // _LEAST_TILE_ROWS * _LEAST_TILE_ROWS
+        return min(_MOST_TILE_ROWS, rounded or max(1, fitting))
+
+
+def attach_multiplier(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> Multiplier:
+    """Give every module that holds a sliced weight a forward, or the multiplier, of ours."""
+    multiplier = Multiplier(_choose(model, dtype, device), device)
+    for module in model.modules():
+        held = vars(module).values()
+        if any(isinstance(value, Stack) for value in held):
+            setattr(module, MULTIPLIER_ATTRIBUTE, multiplier)
+        if isinstance(vars(module).get("weight"), Matrix):
+            module.forward = functools.partial(_forward, module, multiplier)
+    return multiplier
+
+
+def _choose(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Gemm:
+    """Measured on a tile of the model's largest matrix."""
+    shapes = [
+        tuple(value.shape[-2:])
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Matrix | Stack)
+    ]
+    num_rows, num_columns = max(shapes, key=math.prod, default=(1, 1))
+    tile_rows = min(num_rows, _MOST_TILE_ROWS // 2)
+    return choose_gemm((tile_rows, num_columns), dtype=dtype, device=device)
+
+
+def _forward(module: Any, multiplier: Multiplier, inputs: torch.Tensor) -> torch.Tensor:
+    return multiplier.linear(inputs, module.weight, module.bias)

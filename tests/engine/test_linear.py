@@ -1,0 +1,173 @@
+"""Products with sliced weights are the library's own products, however the rows are cut."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from engine.compute import gemm as gemm_module
+from engine.compute import linear as linear_module
+from engine.compute.gemm import Gemm, choose_gemm
+from engine.compute.head import Head
+from engine.compute.linear import MULTIPLIER_ATTRIBUTE, Multiplier, attach_multiplier
+from engine.memory.matrix import Matrix, Slice, Stack
+from engine.memory.weights import WeightCounters
+
+CPU: Final = torch.device("cpu")
+TORCH: Final = Gemm([(1, F.linear)], reason="a test's")
+
+BORDERS: Final = {"whole": (), "one border": (16,), "single rows": (1, 2, 95), "all": range(1, 96)}
+
+
+def sliced(
+    weight: torch.Tensor, borders: Sequence[int], *, transposed: bool = False, kind: Any = Matrix
+) -> Any:
+    matrix = kind(weight.shape, dtype=torch.float32, device=CPU, transposed=transposed)
+    for first, last in itertools.pairwise((0, *borders, len(weight))):
+        matrix.add(first, last).bind(weight[first:last])
+    return matrix
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a slice takes more than one tile, and the last one is not full."""
+    monkeypatch.setattr(linear_module, "TILE_BYTES", 40 * 33 * 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("borders", BORDERS.values(), ids=BORDERS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("leading", [(), (1, 7), (2, 3, 5), (1, 0)])
+def test_a_sliced_linear_is_a_linear(
+    dtype: torch.dtype, borders: Sequence[int], leading: tuple[int, ...], *, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(96, 33).to(dtype)
+    offset = torch.randn(96) if bias else None
+    inputs = torch.randn(*leading, 33)
+    found = Multiplier(TORCH, CPU).linear(inputs, sliced(weight, borders), offset)
+    torch.testing.assert_close(found, F.linear(inputs, weight.float(), offset))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("borders", BORDERS.values(), ids=BORDERS)
+def test_a_sliced_conv1d_adds_up_the_shares_of_its_input(
+    dtype: torch.dtype, borders: Sequence[int]
+) -> None:
+    torch.manual_seed(0)
+    module = Conv1D(33, 96)
+    weight = torch.randn(96, 33).to(dtype)
+    module.weight = nn.Parameter(weight.float())
+    nn.init.normal_(module.bias)
+    inputs = torch.randn(1, 5, 96)
+    matrix = sliced(weight, borders, transposed=True)
+    found = Multiplier(TORCH, CPU).linear(inputs, matrix, module.bias)
+    torch.testing.assert_close(found, module(inputs))
+
+
+def test_every_module_with_a_sliced_weight_is_given_a_forward_of_ours() -> None:
+    torch.manual_seed(0)
+    model: Any = nn.ModuleDict({"ours": nn.Linear(33, 96), "theirs": nn.Linear(96, 5)})
+    inputs = torch.randn(4, 33)
+    expected = model["theirs"](model["ours"](inputs))
+    weight = model["ours"].weight.detach()
+    del model["ours"].weight
+    model["ours"].weight = sliced(weight, (40,))
+    model["experts"] = nn.Module()
+    model["experts"].down_proj = sliced(torch.randn(4, 8, 8), (2,), kind=Stack)
+    multiplier = attach_multiplier(model, dtype=torch.float32, device=CPU)
+    torch.testing.assert_close(model["theirs"](model["ours"](inputs)), expected)
+    assert getattr(model["experts"], MULTIPLIER_ATTRIBUTE) is multiplier
+    assert not hasattr(model["theirs"], MULTIPLIER_ATTRIBUTE)
+
+
+def test_a_sliced_weight_taken_for_a_tensor_is_refused() -> None:
+    with pytest.raises(TypeError):
+        F.linear(torch.randn(4, 33), sliced(torch.randn(96, 33), ()))
+
+
+# -- kernels -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 8, 100, 513, 2000])
+def test_the_kernel_chosen_multiplies_and_is_named(num_rows: int) -> None:
+    chosen = choose_gemm((96, 33), dtype=torch.float32, device=CPU)
+    rows, weight = torch.randn(num_rows, 33), torch.randn(96, 33)
+    product = chosen.kernel(num_rows)(rows, weight)
+    torch.testing.assert_close(product, F.linear(rows, weight), rtol=1e-4, atol=1e-4)
+    assert chosen.reason.startswith("96 x 33 on this CPU: ")
+    assert chosen.reason.count("GFLOP/s") == 5
+
+
+def test_each_number_of_rows_has_the_kernel_that_was_faster_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def seconds(kernel: Any, rows: torch.Tensor, weight: torch.Tensor) -> float:
+        return 1.0 if (kernel is F.linear) == (len(rows) <= 32) else 2.0
+
+    monkeypatch.setattr(gemm_module, "_seconds", seconds)
+    monkeypatch.setattr(gemm_module, "_has_onednn", lambda: True)
+    chosen = choose_gemm((96, 33), dtype=torch.float32, device=CPU)
+    kernels = [chosen.kernel(num_rows) for num_rows in (1, 2, 32, 33, 128, 9999)]
+    assert [kernel is F.linear for kernel in kernels] == [True] * 3 + [False] * 3
+    assert "torch at 1 " in chosen.reason
+    assert "oneDNN at 128 " in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device"), [(torch.bfloat16, "cpu"), (torch.float32, "cuda"), (torch.float16, "cuda")]
+)
+def test_only_float32_on_a_cpu_has_a_choice(dtype: torch.dtype, device: str) -> None:
+    chosen = choose_gemm((96, 33), dtype=dtype, device=torch.device(device))
+    assert chosen.kernel(1) is chosen.kernel(4096) is F.linear
+
+
+# -- the head ----------------------------------------------------------------------------------
+
+
+class Tiles:
+    """A weight source whose head is in three tiles, there only while they are held."""
+
+    def __init__(self, weight: torch.Tensor, slices: Sequence[Slice]) -> None:
+        self.counters = WeightCounters()
+        self.head_units = range(4, 4 + len(slices))
+        self.visits: list[int] = []
+        self._weight = weight
+        self._slices = slices
+
+    def slices_of(self, unit: int) -> Sequence[Slice]:
+        return [self._slices[unit - 4]]
+
+    def acquire(self, unit: int) -> None:
+        self.visits.append(unit)
+        [part] = self.slices_of(unit)
+        part.bind(self._weight[part.first : part.last])
+
+    def release(self, unit: int) -> None:
+        self.slices_of(unit)[0].unbind()
+
+    def rewind(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 6])
+def test_the_head_is_its_resident_rows_and_each_tile_once(num_rows: int) -> None:
+    torch.manual_seed(0)
+    module: Any = nn.Linear(33, 96)
+    weight = module.weight.detach()
+    hidden = torch.randn(num_rows, 33)
+    expected = module(hidden)
+    del module.weight
+    module.weight = sliced(weight, (20, 50, 80))
+    tiles = Tiles(weight, module.weight.slices[1:])
+    for part in module.weight.slices[1:]:
+        part.unbind()
+    head = Head(module, tiles, Multiplier(TORCH, CPU))
+    torch.testing.assert_close(head(hidden), expected)
+    assert tiles.visits == [4, 5, 6]
