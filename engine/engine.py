@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 import torch
 
 from engine.compute.attention import ATTENTION_NAME, AttentionContext, attach
+from engine.compute.experts import EXPERTS_NAME
 from engine.compute.lockstep import gate_layers
 from engine.compute.skeleton import build_skeleton, decoder_layers
 from engine.config import Budgets, Completion, FinishReason, Prompt
@@ -61,8 +62,9 @@ class Engine:
         self._report = Report(policy_reason=policy.reason)
         device = _device(policy.compute)
         layers = decoder_layers(model)
+        shapes = kv_shapes(checkpoint.config)
         self._cache = KVCache(
-            kv_shapes(checkpoint.config),
+            shapes,
             budget_bytes=policy.kv_bytes,
             dtype=getattr(torch, policy.compute_dtype),
             device=_device(policy.kv_tier),
@@ -84,6 +86,7 @@ class Engine:
         self._executor = Executor(
             model,
             num_layers=len(layers),
+            num_attentions=len(shapes),
             weights=self._weights,
             context=context,
             micro_batch_tokens=policy.micro_batch_tokens,
@@ -124,7 +127,9 @@ class Engine:
         progress: Progress | None,
     ) -> Self:
         dtype = torch.float32 if not budgets.gpu_bytes else opened.stored_dtype
-        model = build_skeleton(opened.config, attention=ATTENTION_NAME, dtype=dtype)
+        model = build_skeleton(
+            opened.config, attention=ATTENTION_NAME, experts=EXPERTS_NAME, dtype=dtype
+        )
         shape = model_shape(plan_groups(opened, model), opened.config, dtype=dtype)
         chosen = policy if isinstance(policy, Policy) else policy(shape, budgets)
         check_budgets(shape, chosen, budgets)

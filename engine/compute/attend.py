@@ -106,6 +106,25 @@ def _pair(rows: Sequence[tuple[int, int, int]], *, length: int) -> Pair:
     )
 
 
+def cut_at_chunks(segments: Sequence[Segment], chunk_tokens: int) -> list[Segment]:
+    """The same tokens as segments that each lie in one chunk of their row and see nothing before
+    it: attention in chunks is plain attention over these.
+    """
+    return [
+        Segment(
+            start=segment.start + first - segment.past,
+            num_tokens=min(chunk + chunk_tokens, segment.context) - first,
+            past=first - chunk,
+            slot=segment.slot + chunk,
+        )
+        for segment in segments
+        for chunk in range(
+            segment.past - segment.past % chunk_tokens, segment.context, chunk_tokens
+        )
+        for first in [max(chunk, segment.past)]
+    ]
+
+
 def attend_views(
     query: torch.Tensor,
     keys: torch.Tensor,

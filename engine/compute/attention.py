@@ -18,6 +18,7 @@ from engine.compute.attend import (
     Segment,
     attend_gathered,
     attend_views,
+    cut_at_chunks,
     plan_decoding,
 )
 from engine.errors import UnsupportedModelError
@@ -38,6 +39,15 @@ class Packing:
     _plans: dict[int | None, DecodePlan] = dataclasses.field(
         default_factory=dict, init=False, repr=False
     )
+
+    _cuts: dict[int, "Packing"] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def cut(self, chunk_tokens: int) -> "Packing":
+        """Its segments cut where chunks of the rows begin; the same for every layer of one size."""
+        if chunk_tokens not in self._cuts:
+            segments = cut_at_chunks(self.segments, chunk_tokens)
+            self._cuts[chunk_tokens] = Packing(segments=segments, slots=self.slots)
+        return self._cuts[chunk_tokens]
 
     def decode_plan(self, *, window: int | None, num_slots: int) -> DecodePlan:
         """The same for every layer of one window, so made once."""
@@ -87,10 +97,13 @@ def freight_attention(  # noqa: PLR0917  # the library's signature
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # a plain int on every attention module
     keys, values = context.cache.layer(layer)
     _require_shape(module, key, value, keys, values)
+    query = _tempered(module, query, packing.segments)
     home, dtype = query.device, query.dtype
     query, key, value = (each[0].to(keys.device, keys.dtype) for each in (query, key, value))
     keys.index_copy_(1, packing.slots, key)
     values.index_copy_(1, packing.slots, value)
+    if (chunk_tokens := _chunk_tokens(module)) is not None:
+        packing = packing.cut(chunk_tokens)
     head = Head(
         scaling=float(options.get("scaling") or query.shape[-1] ** -0.5),
         window=_window(module, options.get("sliding_window")),
@@ -121,12 +134,37 @@ def _require_shape(
             )
 
 
+def _tempered(module: nn.Module, query: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+    """Llama 4 has scaled a query by its place in the forward: let it be by its position instead."""
+    if not getattr(module, "attn_temperature_tuning", False) or module.use_rope:
+        return query
+    floor_scale, attn_scale = float(module.floor_scale), float(module.attn_scale)  # type: ignore[arg-type]
+    positions = torch.cat([torch.arange(each.past, each.context) for each in segments])
+    scales = [
+        torch.log1p(torch.floor((at + 1.0) / floor_scale)) * attn_scale + 1.0
+        for at in (positions, torch.arange(len(positions)))
+    ]
+    ratio = (scales[0] / scales[1]).to(query.device)
+    return (query * ratio[:, None]).to(query.dtype)
+
+
 def _window(module: nn.Module, given: int | None) -> int | None:
     """Most models pass their window; the others say it in their config's layer types only."""
     if given is not None:
         return int(given)
-    config = getattr(module, "config", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds and kinds[int(module.layer_idx)] == "sliding_attention":  # type: ignore[arg-type]
-        return int(config.sliding_window)  # type: ignore[union-attr]
+    if _kind(module) == "sliding_attention":
+        return int(module.config.sliding_window)  # type: ignore[union-attr,arg-type]
     return None
+
+
+def _chunk_tokens(module: nn.Module) -> int | None:
+    """Of a layer that attends within chunks only, their size: the library says it in a mask."""
+    if _kind(module) == "chunked_attention":
+        return int(module.config.attention_chunk_size)  # type: ignore[union-attr,arg-type]
+    return None
+
+
+def _kind(module: nn.Module) -> str | None:
+    """What the module's config says of its layer."""
+    kinds = getattr(getattr(module, "config", None), "layer_types", None)
+    return kinds[int(module.layer_idx)] if kinds else None  # type: ignore[arg-type]
