@@ -14,6 +14,7 @@ import transformers
 from engine.engine import Engine
 from engine.errors import UnsupportedModelError
 from engine.memory.architecture import REFUSED_TYPES, reason_to_refuse, require_supported
+from engine.memory.shapes import kv_shapes
 from tests.support.model_check import TOLERANCE, largest_error, write_model
 from tests.support.models_page import page, verdicts
 from tests.support.shrunk_models import VARIANTS, causal_types, shrink
@@ -89,6 +90,20 @@ def test_every_type_runs_exactly_or_is_refused(name: str, tmp_path: Path) -> Non
 def test_every_variant_runs_exactly(name: str, tmp_path: Path) -> None:
     model_type, changes = VARIANTS[name]
     _check(shrink(causal_types()[model_type], **changes), tmp_path)
+
+
+def _kv(name: str) -> list[tuple[int, int, int]]:
+    shapes = kv_shapes(shrink(causal_types()[name]))
+    return [(shape.num_heads, shape.key_size, shape.value_size) for shape in shapes]
+
+
+def test_keys_and_values_may_differ_by_layer_and_from_what_the_config_calls_them() -> None:
+    assert _kv("llama") == [(2, 16, 16)] * 4
+    assert _kv("deepseek_v3") == [(4, 24, 12)] * 4
+    assert _kv("gemma4_unified_text") == [(2, 16, 16), (1, 32, 32)] * 2
+    assert _kv("mimo_v2_flash") == [(2, 16, 12), (4, 16, 12)] * 2
+    assert _kv("jetmoe") == [(4, 16, 16)] * 4
+    assert len(_kv("longcat_flash")) == 4  # two attentions in each of two layers
 
 
 @pytest.mark.parametrize("name", ["doge", "gpt_bigcode"])

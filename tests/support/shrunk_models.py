@@ -102,6 +102,7 @@ _EXCEPTIONS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         },
         "gemma4_unified_text": {
             "layer_types": _ALTERNATING,
+            "attention_k_eq_v": True,
             "global_head_dim": 32,
             "num_global_key_value_heads": 1,
         },
