@@ -68,7 +68,7 @@ gpu: setup
 
 # Every model type of the library against the library's own answers; a sample is in `make test`.
 coverage-models: setup
-	$(BIN)/python -m pytest -m models --override-ini addopts=--import-mode=importlib tests/engine/test_models.py
+	$(BIN)/python -m pytest -m models tests/engine/test_models.py
 
 # The page of what runs and what is refused, as the engine says; the target above shows it is true.
 docs-models: setup

@@ -15,10 +15,10 @@ _ATTENTION_KINDS: Final = frozenset({"chunked_attention", "full_attention", "sli
 # Decoders whose config carries `is_decoder=False` although they have no other mode.
 _ALWAYS_DECODERS: Final = frozenset({"gpt_neox", "gpt_neox_japanese"})
 
-# Types refused whatever else their config says.
 _ALIBI: Final = "its attention adds a bias that grows with distance (ALiBi)"
 _ASSISTANT: Final = "it drafts for another model, whose keys and values it attends to"
 
+# Types refused whatever else their config says.
 REFUSED_TYPES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "bloom": _ALIBI,
@@ -27,10 +27,9 @@ REFUSED_TYPES: Final[Mapping[str, str]] = MappingProxyType(
         "diffllama": "it calls attention twice in a layer",
         "doge": "its attention hides keys by a mask of its own that it computes from the values",
         "emu3": "the library's language model of it does not find its weights in its checkpoints",
-        "falcon": _ALIBI,
+        "gemma3n": "its vision tower is built by packages that Freight does not bring (timm)",
         "gemma4_assistant": _ASSISTANT,
         "gemma4_unified_assistant": _ASSISTANT,
-        "gemma3n": "its vision tower is built by packages that Freight does not bring (timm)",
         "git": "it attends to image positions in both directions",
         "hrm_text": "its depth is recurrent",
         "minimax_m3_vl_text": "its attention picks blocks of keys by an index of its own",

@@ -16,26 +16,27 @@ from tests.support.shrunk_models import VARIANTS, causal_types, shrink
 
 _HEAD: Final = """# Model types
 
-Every type that transformers {version} has a causal language model of, and what Freight makes of it.
-`make docs-models` writes this page; do not edit it.
+What Freight makes of every type that transformers {version} has a causal language model of. `make docs-models`
+writes this page from the engine's own answers, and a test holds the two together; do not edit it.
 
-**exact** ({num_exact} types): a small seeded model of the type goes through the whole engine (checkpoint on disk,
-packed weights, half of every layer streamed) in two ways: ragged prompts packed in one forward, and prompt
-chunks beside decoding rows in several micro-batches, layer by layer. The logits of every sampled
-token are within {tolerance} of the library's own forward (as a rule 1e-6), and greedy tokens equal `generate`.
-`make coverage-models` runs this for all types, `make test` for a sample.
+**exact**, {num_exact} types: a small seeded model of the type goes through the whole engine (checkpoint on disk,
+packed weights, half of every layer streamed; float32, on the CPU) in two ways: ragged prompts packed in one
+forward, and chunks of prompts beside decoding rows, in several micro-batches, layer by layer. The logits of every
+sampled token are within {tolerance} of the library's own forward (as a rule 1e-6), and greedy tokens equal
+`generate`. `make coverage-models` runs this for every type, `make test` for a sample.
 
-**refused** ({num_refused} types): loading ends with the type's name and the reason below, before a byte of weights is
-read. Types that the page does not name (of another transformers version, say) are judged by the same rules:
-kinds of layers, the library's attention interface, recurrent state. What slips through them is caught in
-the first sweep: a layer that does not call attention, a mask of the model's own, other heads than
-the config promises.
+**refused**, {num_refused} types: loading ends with the type's name and the reason below, before a weight is read.
 
-The config decides: a mixed type (`lfm2`, `granitemoehybrid`) runs where all its layers attend, and a
-type below may be refused for a quantised checkpoint. Rotary embeddings that change for every row once one
-row is long (`dynamic`, `longrope`) run up to the original length. Multimodal types run on text alone.
+- The config decides. A mixed type such as `granitemoehybrid` runs where all its layers attend; any type is refused
+  for quantised weights, or where its config asks for attention in both directions.
+- A type that the page does not name, of another version of the library, is judged by the same rules: its kinds of
+  layers, whether it asks for attention through the library's interface, whether it keeps a recurrent state. What slips
+  through them ends the first sweep by name: a layer that does not call attention, a mask of the model's own, other
+  heads than the config promises.
+- Rotary embeddings that change for all rows once one is long (`dynamic`, `longrope`) run up to the original length.
+- Multimodal types run on text alone; their other towers are loaded and not used.
 
-Tried beside the default of their type: {variants}.
+Exercised beside what each type's shrunk config asks for: {variants}.
 
 | type | verdict | why, or what was exercised |
 |---|---|---|
