@@ -181,6 +181,17 @@ VARIANTS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = MappingProxyType(
             "llama4_text",
             {"no_rope_layers": [1, 0] * 2, "floor_scale": 4, "moe_layers": [1, 3]},
         ),
+        "ministral3 with scaled queries": (
+            "ministral3",
+            {
+                "rope_parameters": {
+                    **_ROTARY,
+                    **_SCALED,
+                    "original_max_position_embeddings": 8,
+                    "llama_4_scaling_beta": 0.5,
+                }
+            },
+        ),
         "olmoe with clipped projections": ("olmoe", {"clip_qkv": 1.0}),
         "opt with its norms behind and a narrow embedding": (
             "opt",
@@ -194,6 +205,20 @@ VARIANTS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = MappingProxyType(
                     "rope_type": "longrope",
                     "short_factor": [1.0] * 8,
                     "long_factor": [2.0] * 8,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+        ),
+        "phimoe with longrope and its factors": (
+            "phimoe",
+            {
+                "rope_parameters": {
+                    **_ROTARY,
+                    "rope_type": "longrope",
+                    "short_factor": [1.0] * 8,
+                    "long_factor": [2.0] * 8,
+                    "short_mscale": 1.2,
+                    "long_mscale": 1.4,
                     "original_max_position_embeddings": 64,
                 }
             },
