@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 MODEL  := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo serve model test slow gpu bench fmt lint types imports tests lock clean
+.PHONY: setup demo serve model test slow gpu coverage-models docs-models bench fmt lint types imports tests lock clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
@@ -65,6 +65,14 @@ slow: setup model
 # The same engine on a CUDA device; fails where there is none.
 gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+# Every model type of the library against the library's own answers; a sample is in `make test`.
+coverage-models: setup
+	$(BIN)/python -m pytest -m models tests/engine/test_models.py
+
+# The page of what runs and what is refused, as the engine says; the target above shows it is true.
+docs-models: setup
+	$(BIN)/python -m tests.support.models_page docs/models.md
 
 # Each prints a table; docs/benchmarks.md has the last ones. Nothing else should run meanwhile.
 bench: setup model

@@ -11,7 +11,8 @@ def max_context_tokens(config: Any) -> int:
     text = config.get_text_config(decoder=True)
     longest = int(text.max_position_embeddings)
     rope = getattr(text, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _REGIME_SWITCHING:
-        original = rope.get("original_max_position_embeddings") or longest
-        return min(longest, int(original))
+    # One set of parameters for all layers, or one for each kind of layer.
+    for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if each.get("rope_type") in _REGIME_SWITCHING:
+            longest = min(longest, int(each.get("original_max_position_embeddings") or longest))
     return longest

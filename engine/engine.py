@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 import torch
 
 from engine.compute.attention import ATTENTION_NAME, AttentionContext, attach
+from engine.compute.experts import EXPERTS_NAME
 from engine.compute.fetched import Fetched
 from engine.compute.head import gated_head
 from engine.compute.limits import check_sampling
@@ -24,7 +25,7 @@ from engine.config import Budgets, Completion, FinishReason, Prompt
 from engine.context import max_context_tokens
 from engine.errors import PackError, PromptError
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
-from engine.memory.kv_cache import KVCache
+from engine.memory.kv_cache import KVCache, KVShape
 from engine.memory.manifest import Pack
 from engine.memory.pack import ensure_pack, load_buffers, plan_groups
 from engine.memory.shapes import kv_shapes, model_shape
@@ -70,7 +71,8 @@ class Engine:
         self.timeline = Timeline()
         device = _device(policy.compute)
         layers = decoder_layers(model)
-        caches = _caches(checkpoint.config, policy, spill_dir)
+        shapes = kv_shapes(checkpoint.config)
+        caches = _caches(shapes, policy, spill_dir)
         # A row never outgrows what keys and values have room for.
         self.max_context_tokens = min(
             max_context_tokens(checkpoint.config), max(cache.num_tokens for cache in caches)
@@ -98,6 +100,7 @@ class Engine:
         self._executor = Executor(
             model,
             num_layers=len(layers),
+            num_attentions=len(shapes),
             weights=self._weights,
             head=head,
             context=self._context,
@@ -140,7 +143,9 @@ class Engine:
         progress: Progress | None,
     ) -> Self:
         dtype = torch.float32 if not budgets.gpu_bytes else opened.stored_dtype
-        model = build_skeleton(opened.config, attention=ATTENTION_NAME, dtype=dtype)
+        model = build_skeleton(
+            opened.config, attention=ATTENTION_NAME, experts=EXPERTS_NAME, dtype=dtype
+        )
         shape = model_shape(plan_groups(opened, model), model, opened.config, dtype=dtype)
         chosen = policy if isinstance(policy, Policy) else policy(shape, budgets)
         check_budgets(shape, chosen, budgets)
@@ -335,9 +340,8 @@ def _num_prompt_tokens(share: Share) -> int:
     return max(0, min(cached, len(share.row.prompt.token_ids)) - (cached - share.num_tokens))
 
 
-def _caches(config: Any, policy: Policy, spill_dir: Path) -> list[KVCache]:
+def _caches(shapes: Sequence[KVShape], policy: Policy, spill_dir: Path) -> list[KVCache]:
     """One for each tier that keys and values get bytes of, fastest first."""
-    shapes = kv_shapes(config)
     caches = [
         KVCache(
             shapes,

@@ -4,7 +4,7 @@ It reads what a layer asks for and hands it to the route of the tier that the mi
 on. Rows, sweeps and weights are others' business.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 
 from engine.compute.packing import New, Packing
 from engine.compute.routes import Route
-from engine.compute.segments import Head
+from engine.compute.segments import Head, Segment
 from engine.errors import UnsupportedModelError
 from engine.planning.policy import Tier
 
@@ -80,9 +80,11 @@ def freight_attention(  # noqa: PLR0917  # the library's signature
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # a plain int on every attention module
     route = context.routes[packing.tier]
     _require_shape(module, key, value, *route.cache.layer(layer))
+    query = _tempered(module, query, packing.segments)
     head = Head(
         scaling=float(options.get("scaling") or query.shape[-1] ** -0.5),
         window=_window(module, options.get("sliding_window")),
+        chunk_tokens=_chunk_tokens(module),
         softcap=options.get("softcap"),
         sinks=options.get("s_aux"),
     )
@@ -105,12 +107,37 @@ def _require_shape(
             )
 
 
+def _tempered(module: nn.Module, query: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+    """Llama 4 has scaled a query by its place in the forward: let it be by its position instead."""
+    if not getattr(module, "attn_temperature_tuning", False) or module.use_rope:
+        return query
+    floor_scale, attn_scale = float(module.floor_scale), float(module.attn_scale)  # type: ignore[arg-type]
+    positions = torch.cat([torch.arange(each.past, each.context) for each in segments])
+    scales = [
+        torch.log1p(torch.floor((at + 1.0) / floor_scale)) * attn_scale + 1.0
+        for at in (positions, torch.arange(len(positions)))
+    ]
+    ratio = (scales[0] / scales[1]).to(query.device)
+    return (query * ratio[:, None]).to(query.dtype)
+
+
 def _window(module: nn.Module, given: int | None) -> int | None:
     """Most models pass their window; the others say it in their config's layer types only."""
     if given is not None:
         return int(given)
-    config = getattr(module, "config", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds and kinds[int(module.layer_idx)] == "sliding_attention":  # type: ignore[arg-type]
-        return int(config.sliding_window)  # type: ignore[union-attr]
+    if _kind(module) == "sliding_attention":
+        return int(module.config.sliding_window)  # type: ignore[union-attr,arg-type]
     return None
+
+
+def _chunk_tokens(module: nn.Module) -> int | None:
+    """Of a layer that attends within chunks only, their size: the library says it in a mask."""
+    if _kind(module) == "chunked_attention":
+        return int(module.config.attention_chunk_size)  # type: ignore[union-attr,arg-type]
+    return None
+
+
+def _kind(module: nn.Module) -> str | None:
+    """What the module's config says of its layer."""
+    kinds = getattr(getattr(module, "config", None), "layer_types", None)
+    return kinds[int(module.layer_idx)] if kinds else None  # type: ignore[arg-type]

@@ -46,6 +46,23 @@ class Multiplier:
             product += bias
         return product.view(*inputs.shape[:-1], product.shape[1])
 
+    def product(
+        self,
+        rows: torch.Tensor,
+        stored: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        transposed: bool,
+    ) -> torch.Tensor:
+        """(rows, in) by one stored matrix, (out, in) or (in, out) if `transposed`: (rows, out)."""
+        if transposed:
+            found = rows.new_zeros(len(rows), stored.shape[1])
+            self.add_transposed(rows, stored, found)
+        else:
+            found = rows.new_empty(len(rows), stored.shape[0])
+            self.multiply(rows, stored, found)
+        return found if bias is None else found.add_(bias)
+
     def multiply(self, rows: torch.Tensor, stored: torch.Tensor, product: torch.Tensor) -> None:
         """(rows, in) by stored (out, in) into `product` (rows, out), a view if need be."""
         if not len(rows):

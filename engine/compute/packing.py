@@ -7,7 +7,7 @@ import torch
 
 from engine.compute.attend import AttentionPlan, attend, plan_attention
 from engine.compute.gather import Bucket, attend_gathered, plan_gathering
-from engine.compute.segments import Head, Segment
+from engine.compute.segments import Head, Segment, cut_at_chunks
 from engine.planning.policy import Tier
 
 
@@ -22,12 +22,20 @@ class Packing:
     segments: Sequence[Segment]
     slots: torch.Tensor
     num_slots: int
+    _cuts: dict[int, "Packing"] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _view_plans: dict[int | None, AttentionPlan] = dataclasses.field(
         default_factory=dict, init=False, repr=False
     )
     _gather_plans: dict[int | None, tuple[Bucket, ...]] = dataclasses.field(
         default_factory=dict, init=False, repr=False
     )
+
+    def cut(self, chunk_tokens: int) -> "Packing":
+        """Its segments cut where chunks of the rows begin; the same for every layer of one size."""
+        if chunk_tokens not in self._cuts:
+            segments = cut_at_chunks(self.segments, chunk_tokens)
+            self._cuts[chunk_tokens] = dataclasses.replace(self, segments=segments)
+        return self._cuts[chunk_tokens]
 
     def view_plan(self, window: int | None) -> AttentionPlan:
         """The same for every layer of one window, so made once."""
@@ -75,6 +83,8 @@ def write_and_attend(
     keys, values = pool
     keys.index_copy_(1, packing.slots, new.key)
     values.index_copy_(1, packing.slots, new.value)
+    if head.chunk_tokens is not None:
+        packing = packing.cut(head.chunk_tokens)
     if head.sinks is not None:
         head = dataclasses.replace(head, sinks=head.sinks.to(keys.device))
     if keys.device.type == "cpu":

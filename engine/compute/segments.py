@@ -3,6 +3,7 @@ become weights. Values only; no arithmetic.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -60,12 +61,45 @@ class Segment:
         return 0 if window is None else max(0, self.past + 1 - window)
 
 
+def cut_at_chunks(segments: Sequence[Segment], chunk_tokens: int) -> list[Segment]:
+    """The same tokens as segments that each lie in one chunk of their row and see nothing before
+    it: attention in chunks is plain attention over these.
+    """
+    return [
+        _within(segment, chunk, min(chunk + chunk_tokens, segment.context))
+        for segment in segments
+        for chunk in range(
+            segment.past - segment.past % chunk_tokens, segment.context, chunk_tokens
+        )
+    ]
+
+
+def _within(segment: Segment, begin: int, end: int) -> Segment:
+    """Its new tokens between the two positions, as if the row began at the first of them."""
+    own = segment.own
+    first = max(begin, segment.past)
+    prefix = tuple(
+        Span(span.slot + skipped, max(span.start, begin) - begin, span.num_tokens - skipped)
+        for span in segment.prefix
+        if span.end > begin
+        for skipped in [max(0, begin - span.start)]
+    )
+    return Segment(
+        start=segment.start + first - segment.past,
+        num_tokens=end - first,
+        past=first - begin,
+        slot=own.slot + max(0, begin - own.start),
+        prefix=prefix,
+    )
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
     """How one layer turns scores into weights."""
 
     scaling: float
     window: int | None = None
+    chunk_tokens: int | None = None  # each token sees its own chunk of its row only
     softcap: float | None = None
     sinks: torch.Tensor | None = None  # (heads,)
 

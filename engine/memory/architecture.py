@@ -9,40 +9,56 @@ from transformers import AutoModelForCausalLM
 
 from engine.errors import UnsupportedModelError
 
-# Attention a row of pages can serve: every position, or a window of the last ones.
-_ATTENTION_KINDS: Final = frozenset({"full_attention", "sliding_attention"})
+# Attention a row of pages can serve: every position, a window of the last ones, or its own chunk.
+_ATTENTION_KINDS: Final = frozenset({"chunked_attention", "full_attention", "sliding_attention"})
 
 # Decoders whose config carries `is_decoder=False` although they have no other mode.
 _ALWAYS_DECODERS: Final = frozenset({"gpt_neox", "gpt_neox_japanese"})
 
-_REFUSED: Final[Mapping[str, str]] = MappingProxyType(
+_ALIBI: Final = "its attention adds a bias that grows with distance (ALiBi)"
+_ASSISTANT: Final = "it drafts for another model, whose keys and values it attends to"
+
+# Types refused whatever else their config says.
+REFUSED_TYPES: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "bloom": _ALIBI,
         "blt": "it works on patches of bytes, not on tokens",
+        "cpmant": "its attention adds a learned bias that depends on the positions",
         "diffllama": "it calls attention twice in a layer",
+        "doge": "its attention hides keys by a mask of its own that it computes from the values",
+        "emu3": "the library's language model of it does not find its weights in its checkpoints",
+        "gemma3n": "its vision tower is built by packages that Freight does not bring (timm)",
+        "gemma4_assistant": _ASSISTANT,
+        "gemma4_unified_assistant": _ASSISTANT,
         "git": "it attends to image positions in both directions",
         "hrm_text": "its depth is recurrent",
-        "minimax_m3_vl_text": "its attention indexes blocks of the mask",
+        "minimax_m3_vl_text": "its attention picks blocks of keys by an index of its own",
         "mllama": "its cross attention needs an image",
         "moshi": "it decodes two streams",
+        "mpt": _ALIBI,
+        "reformer": "its attention sorts positions into buckets by a hash",
+        "trocr": "it is the decoder of an encoder-decoder",
+        "xlnet": "its attention runs over a permutation of the positions",
     }
 )
 
 
 def require_supported(config: Any) -> None:
     """Raise UnsupportedModelError, naming the type and the reason, unless the type is honoured."""
-    reason = _reason_to_refuse(config)
+    reason = reason_to_refuse(config)
     if reason is not None:
         raise UnsupportedModelError(f"model type {config.model_type!r} is not supported: {reason}")
 
 
-def _reason_to_refuse(config: Any) -> str | None:
+def reason_to_refuse(config: Any) -> str | None:
+    """What `require_supported` would say of the config, None if it is honoured."""
     if type(config) not in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 - no public lookup
         return "it has no causal language model in the library"
     text_config = config.get_text_config(decoder=True)
     for model_type in (config.model_type, text_config.model_type):
-        if model_type in _REFUSED:
-            return _REFUSED[model_type]
-    return _reason_in_config(config, text_config) or _reason_in_class(config)
+        if model_type in REFUSED_TYPES:
+            return REFUSED_TYPES[model_type]
+    return _reason_in_config(config, text_config) or _reason_in_class(config, text_config)
 
 
 def _reason_in_config(config: Any, text_config: Any) -> str | None:
@@ -58,17 +74,27 @@ def _reason_in_config(config: Any, text_config: Any) -> str | None:
     kinds = set(getattr(text_config, "layer_types", None) or ()) - _ATTENTION_KINDS
     if kinds:
         return f"it has layers of kind {', '.join(sorted(kinds))}"
-    if getattr(text_config, "num_kv_shared_layers", 0):
-        return f"{text_config.num_kv_shared_layers} of its layers share keys and values"
+    if getattr(text_config, "use_bidirectional_attention", None) in {True, "all"}:
+        return "its config asks for attention in both directions"
     return None
 
 
-def _reason_in_class(config: Any) -> str | None:
-    model_class = AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001 - as above
-    if getattr(model_class, "_is_stateful", False):
+def _reason_in_class(config: Any, text_config: Any) -> str | None:
+    """A model around a language model of another type has its layers from that type's code."""
+    mapping = AutoModelForCausalLM._model_mapping  # noqa: SLF001 - as above
+    classes = [mapping[type(each)] for each in (config, text_config) if type(each) in mapping]
+    # Mixed types say so of themselves whatever their layers are; those in use are checked already.
+    is_mixed = bool(getattr(text_config, "layer_types", None))
+    if not is_mixed and any(getattr(each, "_is_stateful", False) for each in classes):
         return "its layers keep a recurrent state"
-    module = inspect.getmodule(model_class)
-    # The library's own test of whether a model can be given another attention.
-    if module is None or "ALL_ATTENTION_FUNCTIONS.get_interface" not in inspect.getsource(module):
+    if not any(map(_asks_for_attention, classes)):
         return "its attention is not asked for through the library's interface"
     return None
+
+
+def _asks_for_attention(model_class: type) -> bool:
+    """The library's own test of whether a model can be given another attention."""
+    module = inspect.getmodule(model_class)
+    return module is not None and "ALL_ATTENTION_FUNCTIONS.get_interface" in inspect.getsource(
+        module
+    )

@@ -38,18 +38,36 @@ def parameter_owners(model: nn.Module) -> dict[str, list[Owner]]:
 
 def kinds_of(model: Any, *, layer_prefix: str) -> dict[str, Kind]:
     """The kind of every parameter. Layers' matrices stream; outside of layers head and table do."""
+    looked_at = _looked_at(model)
     return {
-        name: _kind_in_layer(owners)
+        name: _kind_in_layer(owners, looked_at)
         if name.startswith(layer_prefix)
         else _kind_outside(owners, model)
         for name, owners in parameter_owners(model).items()
     }
 
 
-def _kind_in_layer(owners: list[Owner]) -> Kind:
+def _looked_at(model: nn.Module) -> set[nn.Module]:
+    """Modules whose weight their parent uses itself, past their forward: routers mostly."""
+    sources = {kind: _source(kind) for kind in {type(module) for module in model.modules()}}
+    return {
+        child
+        for module in model.modules()
+        for name, child in module.named_children()
+        if f".{name}.weight" in sources[type(module)]
+    }
+
+
+def _source(kind: type[nn.Module]) -> str:
+    """Of the class and of what it inherits from the library."""
+    own = [each for each in kind.__mro__ if each.__module__.startswith("transformers.models.")]
+    return "".join(map(inspect.getsource, own))
+
+
+def _kind_in_layer(owners: list[Owner], looked_at: set[nn.Module]) -> Kind:
     [(module, attribute), *others] = owners
     parameter = getattr(module, attribute)
-    if others:
+    if others or module in looked_at:
         return Kind.FIXED
     if parameter.ndim > 2:
         return Kind.STACK if _asks_by_expert(module) else Kind.WHOLE

@@ -74,13 +74,14 @@ def _canonical_names(model: nn.Module) -> dict[str, str]:
 
 def _layer_list(model: Any) -> tuple[str, nn.ModuleList]:
     """The list of layers and its name in the model, with the dot that follows it."""
-    decoder = model.get_decoder()
-    for attribute in ("layers", "h", "blocks"):
-        layers = getattr(decoder, attribute, None)
-        if isinstance(layers, nn.ModuleList):
-            names = {id(module): name for name, module in model.named_modules()}
-            return f"{names[id(layers)]}.", layers
+    # The library's own look-up misses a decoder called `model` beside a head called `decoder`, say.
+    for decoder in (model.get_decoder(), model.base_model, getattr(model, "model", None)):
+        for attribute in ("layers", "h", "blocks"):
+            layers = getattr(decoder, attribute, None)
+            if isinstance(layers, nn.ModuleList):
+                names = {id(module): name for name, module in model.named_modules()}
+                return f"{names[id(layers)]}.", layers
     raise UnsupportedModelError(
         f"{type(model).__name__} keeps its layers where they are not looked for: no ModuleList "
-        f"named layers, h or blocks in {type(decoder).__name__}"
+        f"named layers, h or blocks in {type(model.get_decoder()).__name__}"
     )

@@ -1,7 +1,8 @@
 """What a model weighs, read off its config and its pack: the planner's figures, no weights."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -24,13 +25,40 @@ _LOGIT_SCALES: Final = ("final_logit_softcapping", "logit_scale", "logits_scalin
 def kv_shapes(config: Any) -> list[KVShape]:
     """Keys and values of each layer's token, as the attention function is handed them."""
     text = config.get_text_config(decoder=True)
-    num_heads = int(text.num_attention_heads)
-    kv_heads = int(getattr(text, "num_key_value_heads", None) or num_heads)
-    size = int(getattr(text, "head_dim", None) or text.hidden_size // num_heads)
-    key_size = int(getattr(text, "qk_head_dim", None) or size)
-    value_size = int(getattr(text, "v_head_dim", None) or size)
-    shape = KVShape(num_heads=kv_heads, key_size=key_size, value_size=value_size)
-    return [shape] * int(text.num_hidden_layers)
+    # Configs whose layers differ in such figures refuse to give one for all.
+    layers = getattr(text, "per_layer_config", None) or [text] * int(text.num_hidden_layers)
+    return [_kv_shape(text, layers[index], index) for index in range(int(text.num_hidden_layers))]
+
+
+def _kv_shape(text: Any, layer: Any, index: int) -> KVShape:
+    num_heads = int(layer.num_attention_heads)
+    kv_heads = int(getattr(layer, "num_key_value_heads", None) or num_heads)
+    size = int(getattr(layer, "head_dim", None) or text.hidden_size // num_heads)
+    key_size = int(getattr(layer, "qk_head_dim", None) or size)
+    value_size = int(getattr(layer, "v_head_dim", None) or size)
+    return KVShape(
+        num_heads=_KV_HEADS.get(text.model_type, _as_configured)(text, index, kv_heads),
+        key_size=key_size,
+        value_size=value_size,
+    )
+
+
+def _as_configured(text: Any, index: int, kv_heads: int) -> int:
+    return kv_heads
+
+
+def _doubled_in_windows(text: Any, index: int, kv_heads: int) -> int:
+    return kv_heads * 2 if text.layer_types[index] == "sliding_attention" else kv_heads
+
+
+def _repeated_for_each_choice(text: Any, index: int, kv_heads: int) -> int:
+    return kv_heads * int(text.num_experts_per_tok)
+
+
+# Types whose modules hand attention other numbers of heads than their configs say.
+_KV_HEADS: Final[Mapping[str, Callable[[Any, int, int], int]]] = MappingProxyType(
+    {"jetmoe": _repeated_for_each_choice, "mimo_v2_flash": _doubled_in_windows}
+)
 
 
 def model_shape(
@@ -69,7 +97,7 @@ def model_shape(
         compute_dtype=str(dtype).removeprefix("torch."),
         kv_bytes_per_token=sum(shape.token_bytes(dtype) for shape in kv_shapes(config)),
         hidden_size=hidden_size,
-        intermediate_size=int(getattr(text, "intermediate_size", None) or 4 * hidden_size),
+        intermediate_size=_widest(getattr(text, "intermediate_size", None) or 4 * hidden_size),
         vocab_size=int(text.vocab_size),
         max_context_tokens=max_context_tokens(config),
     )
@@ -85,3 +113,8 @@ def _placeable(tensor: PackedTensor, kind: Kind, dtype: torch.dtype) -> Placeabl
         granule_bytes=min(tensor.num_bytes, row_bytes * (_GRANULE_ROWS if by_row else 1)),
         unpacked_bytes=math.prod(tensor.shape) * dtype.itemsize if converted else 0,
     )
+
+
+def _widest(sizes: int | Sequence[int]) -> int:
+    """Of a size, or of one for each layer."""
+    return int(sizes) if isinstance(sizes, int) else max(map(int, sizes))

@@ -35,6 +35,7 @@ class Executor:
         model: Any,  # transformers' models are untyped
         *,
         num_layers: int,
+        num_attentions: int,
         weights: WeightSource,
         head: Head | None,
         context: AttentionContext,
@@ -45,6 +46,7 @@ class Executor:
     ) -> None:
         self._model = model
         self._num_layers = num_layers
+        self._num_attentions = num_attentions  # a layer may have two
         self._weights = weights
         self._head = head
         self._context = context
@@ -87,11 +89,11 @@ class Executor:
                 self._context.abandon()
                 self._weights.rewind()  # a caller that drops the bad row can go on
                 raise
-        expected = self._num_layers * len(batches)
+        expected = self._num_attentions * len(batches)
         if self._context.num_calls != expected:
             raise UnsupportedModelError(
                 f"{type(self._model).__name__} called attention {self._context.num_calls} times "
-                f"in a sweep of {expected} layer visits: it does not dispatch every layer"
+                f"in a sweep where {expected} were due: it does not dispatch every layer"
             )
         return [rows for rows in lockstep.logits if rows is not None]
 

@@ -89,6 +89,7 @@ def written_out(
     *,
     segments: list[Segment],
     head: Head,
+    chunk_tokens: int | None = None,
 ) -> torch.Tensor:
     """Token by token and head by head, in float64."""
     query, keys, values = query.double(), keys.double(), values.double()
@@ -98,6 +99,7 @@ def written_out(
         for token in range(segment.num_tokens):
             last = segment.past + token
             first = 0 if head.window is None else max(0, last - head.window + 1)
+            first = last - last % chunk_tokens if chunk_tokens is not None else first
             span = slots_of(segment)[first : last + 1]
             at = segment.start + token
             for number in range(query.shape[0]):
@@ -221,6 +223,11 @@ class Layer(nn.Module):
         attach(self, context)
 
 
+class ChunkedConfig:
+    layer_types = ("full_attention", "chunked_attention")
+    attention_chunk_size = 7
+
+
 class WindowedConfig:
     layer_types = ("full_attention", "sliding_attention")
     sliding_window = 4
@@ -291,6 +298,46 @@ def test_a_window_comes_from_the_call_or_from_the_configs_layer_types(
     expected = written_out(query[0], *cache.layer(1), segments=segments, head=HEADS["window"])
     torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
     assert weights is None
+
+
+@pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS)
+def test_a_layer_of_chunks_sees_its_own_chunk_only(
+    cache: KVCache, packing: list[tuple[int, int]]
+) -> None:
+    fill(cache)
+    segments = segments_of(packing)
+    context = context_of(cache)
+    context.packing = packed(segments)
+    query, key, value = inputs(len(context.packing.slots))
+    layer = Layer(context)
+    layer.config = ChunkedConfig()  # type: ignore[assignment]  # as the library's modules have
+    found, _ = freight_attention(layer, query, key, value, None, scaling=0.3)
+    expected = written_out(
+        query[0], *cache.layer(1), segments=segments, head=HEADS["plain"], chunk_tokens=7
+    )
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_query_tempered_by_its_place_is_tempered_by_its_position(cache: KVCache) -> None:
+    fill(cache)
+    segments = segments_of(PACKINGS["mixed"])
+    context = context_of(cache)
+    context.packing = packed(segments)
+    query, key, value = inputs(len(context.packing.slots))
+    layer = Layer(context)
+    layer.attn_temperature_tuning = True  # type: ignore[assignment]  # as Llama 4's modules have
+    layer.use_rope, layer.floor_scale, layer.attn_scale = False, 4, 0.5  # type: ignore[assignment]
+
+    def scales(at: torch.Tensor) -> torch.Tensor:
+        return (1 + 0.5 * torch.log1p(torch.floor((at + 1.0) / 4)))[:, None]
+
+    positions = torch.cat([torch.arange(each.past, each.context) for each in segments])
+    given = query * scales(torch.arange(len(positions)))
+    found, _ = freight_attention(layer, given, key, value, None, scaling=0.3)
+    expected = written_out(
+        query[0] * scales(positions), *cache.layer(1), segments=segments, head=HEADS["plain"]
+    )
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_keys_are_scaled_by_the_root_of_their_size_when_the_model_names_no_scale(

@@ -41,6 +41,15 @@ LONG_ROPE = {
 }
 
 
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+DYNAMIC = {
+    "rope_type": "dynamic",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 7,
+}
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -58,8 +67,16 @@ LONG_ROPE = {
             },
             7,
         ),
+        (
+            {
+                "model_type": "gemma3_text",
+                "max_position_embeddings": 9,
+                "rope_parameters": {"full_attention": DYNAMIC, "sliding_attention": PLAIN},
+            },
+            7,
+        ),
     ],
-    ids=["gpt2", "llama", "left out", "long rope"],
+    ids=["gpt2", "llama", "left out", "long rope", "one kind of layer"],
 )
 def test_a_config_tells(config: dict[str, object], expected: int, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
