@@ -1,8 +1,8 @@
 """Runs a model's own forward for several micro-batches, one layer at a time for all of them.
 
 Each micro-batch's forward is a greenlet that stops before every decoder layer and before the head;
-whoever drives decides which goes on. The library's code is not touched and not re-implemented. Knows no weights,
-rows or sampling.
+whoever drives decides which goes on. The library's code is not touched and not re-implemented.
+Knows no weights, rows or sampling.
 """
 
 import dataclasses
@@ -77,7 +77,7 @@ class Lockstep:
         found = forward.switch() if answer is None else forward.switch(answer)
         if forward.dead:
             self.logits[index] = found
-        else:
+        elif isinstance(found, torch.Tensor):  # a layer gives way with nothing
             self._at_head[index] = found
 
     def __enter__(self) -> Self:
