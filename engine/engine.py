@@ -12,9 +12,13 @@ from typing import Any, Final, Self
 import torch
 
 from engine.compute.attention import ATTENTION_NAME, AttentionContext, attach
+from engine.compute.fetched import Fetched
 from engine.compute.head import gated_head
+from engine.compute.limits import check_sampling
 from engine.compute.linear import attach_multiplier
 from engine.compute.lockstep import gate_layers
+from engine.compute.routes import Beside, Here, Route
+from engine.compute.sampling import Sampled
 from engine.compute.skeleton import build_skeleton, decoder_layers
 from engine.config import Budgets, Completion, FinishReason, Prompt
 from engine.context import max_context_tokens
@@ -56,6 +60,7 @@ class Engine:
         model: Any,  # transformers' models are untyped
         tokenizer: Tokenizer,
         policy: Policy,
+        spill_dir: Path,
     ) -> None:
         self.policy = policy
         self.tokenizer = tokenizer
@@ -65,18 +70,18 @@ class Engine:
         self.timeline = Timeline()
         device = _device(policy.compute)
         layers = decoder_layers(model)
-        self._cache = KVCache(
-            kv_shapes(checkpoint.config),
-            budget_bytes=policy.kv_bytes,
-            dtype=getattr(torch, policy.compute_dtype),
-            device=_device(policy.kv_tier),
-        )
+        caches = _caches(checkpoint.config, policy, spill_dir)
         # A row never outgrows what keys and values have room for.
-        self.max_context_tokens = min(max_context_tokens(checkpoint.config), self._cache.num_tokens)
-        context = AttentionContext(self._cache)
-        attach(model, context)
+        self.max_context_tokens = min(
+            max_context_tokens(checkpoint.config), max(cache.num_tokens for cache in caches)
+        )
+        self._context = AttentionContext(
+            {cache.tier: _route(cache, policy, self.timeline) for cache in caches}
+        )
+        attach(model, self._context)
         gate_layers(layers)
         with contextlib.ExitStack() as undo:
+            undo.callback(self._context.close)
             self._weights = StreamedWeights(
                 pack, model, policy, device=device, timeline=self.timeline
             )
@@ -89,14 +94,15 @@ class Engine:
             self._report.gemm_reason = multiplier.gemm.reason
             head = gated_head(model, self._weights, multiplier)
             undo.pop_all()
-        self._block = Block(self._cache, max_rows=policy.block_rows)
+        self._block = Block(caches, max_rows=policy.block_rows)
         self._executor = Executor(
             model,
             num_layers=len(layers),
             weights=self._weights,
             head=head,
-            context=context,
-            micro_batch_tokens=policy.micro_batch_tokens,
+            context=self._context,
+            policy=policy,
+            spill_dir=spill_dir,
             eos_token_ids=sorted(self._eos_token_ids),
             device=device,
         )
@@ -151,6 +157,7 @@ class Engine:
             model=model,
             tokenizer=Tokenizer.load(opened.source),
             policy=chosen,
+            spill_dir=budgets.spill_dir,
         )
 
     @property
@@ -166,12 +173,9 @@ class Engine:
         token_ids, max_tokens = prompt.token_ids, prompt.sampling.max_tokens
         if not token_ids:
             raise PromptError("The prompt is empty.", code="invalid_value", param="prompt")
-        if max_tokens < 1:
-            raise PromptError(
-                f"Invalid 'max_tokens': expected at least 1, got {max_tokens}.",
-                code="integer_below_min_value",
-                param="max_tokens",
-            )
+        check_sampling(
+            prompt.sampling, vocab_size=self._vocab_size, eos_token_ids=self._eos_token_ids
+        )
         if len(token_ids) + max_tokens > self.max_context_tokens:
             raise PromptError(
                 f"This model's maximum context length is {self.max_context_tokens} tokens. "
@@ -189,13 +193,14 @@ class Engine:
             )
 
     def submit(self, prompt: Prompt) -> None:
-        """Let the prompt wait for a place in the block. Raises PromptError."""
+        """Let the prompt's rows wait for places in the block. Raises PromptError."""
         self.check(prompt)
         limit = len(prompt.token_ids) + prompt.sampling.max_tokens
-        self._block.add(Row(prompt=prompt, limit_tokens=limit))
+        for index in range(prompt.sampling.n):
+            self._block.add(Row(prompt=prompt, index=index, limit_tokens=limit))
 
     def cancel(self, key: str) -> None:
-        """Drop a row, waiting or running; no completion of it will come."""
+        """Drop a prompt's rows, waiting or running; no further completion of it will come."""
         self._block.drop(key)
 
     def sweep(self) -> list[Completion]:
@@ -236,6 +241,7 @@ class Engine:
         return dataclasses.replace(
             self._report,
             preempted_rows=self._block.num_preempted,
+            shared_tokens=self._block.num_shared_tokens,
             weights_streamed_bytes=counters.streamed_bytes,
             weights_fetched_s=counters.fetched_s,
             weights_waited_s=counters.waited_s,
@@ -243,6 +249,8 @@ class Engine:
 
     def close(self) -> None:
         self._weights.close()
+        self._context.close()
+        self._executor.close()
 
     def __enter__(self) -> Self:
         return self
@@ -257,13 +265,16 @@ class Engine:
 
     def _reason_to_end(self, row: Row, token: int) -> FinishReason | None:
         sampling = row.prompt.sampling
-        if token in self._eos_token_ids and not sampling.ignore_eos:
+        if self._ends(row, token):
             return FinishReason.STOP
         if sampling.stop and len(row.generated) >= sampling.min_tokens and self._stops(row):
             return FinishReason.STOP
         if row.num_tokens >= row.limit_tokens:
             return FinishReason.LENGTH
         return None
+
+    def _ends(self, row: Row, token: int) -> bool:
+        return token in row.prompt.sampling.end_token_ids(self._eos_token_ids)
 
     def _stops(self, row: Row) -> bool:
         """Whether a stop string has just become whole: only the tail can have changed."""
@@ -284,25 +295,26 @@ class Engine:
         return min((at for at in found if at >= 0), default=None)
 
     def _complete(self, row: Row, reason: FinishReason) -> Completion:
-        token_ids = row.generated
-        ended = reason is FinishReason.STOP and token_ids[-1] in self._eos_token_ids
-        if ended and not row.prompt.sampling.ignore_eos:
-            token_ids = token_ids[:-1]
+        num_kept = len(row.generated) - self._ends(row, row.generated[-1])
+        token_ids = row.generated[:num_kept]
         text = self.tokenizer.decode(token_ids)
         end = self._stop_at(row, text) if reason is FinishReason.STOP else None
+        asked = row.prompt.sampling.logprobs is not None
         return Completion(
             key=row.prompt.key,
+            index=row.index,
             token_ids=tuple(token_ids),
             text=text[:end],
             finish_reason=reason,
             num_prompt_tokens=len(row.prompt.token_ids),
             num_generated=len(row.generated),
+            logprobs=tuple(row.logprobs[:num_kept]) if asked else None,
         )
 
     def _count(
         self,
         shares: Sequence[Share],
-        tokens: Sequence[int],
+        tokens: Sequence[Sampled],
         completions: Sequence[Completion],
         seconds: float,
     ) -> None:
@@ -317,8 +329,35 @@ class Engine:
 
 def _num_prompt_tokens(share: Share) -> int:
     """How many of the tokens that the share has just brought to the cache are its prompt's."""
+    if share.prefix is not None:
+        return share.num_tokens
     cached = share.row.num_cached
     return max(0, min(cached, len(share.row.prompt.token_ids)) - (cached - share.num_tokens))
+
+
+def _caches(config: Any, policy: Policy, spill_dir: Path) -> list[KVCache]:
+    """One for each tier that keys and values get bytes of, fastest first."""
+    shapes = kv_shapes(config)
+    caches = [
+        KVCache(
+            shapes,
+            budget_bytes=policy.kv[tier],
+            dtype=getattr(torch, policy.compute_dtype),
+            tier=tier,
+            spill_dir=spill_dir,
+        )
+        for tier in Tier
+        if policy.kv[tier]
+    ]
+    return [cache for cache in caches if cache.num_tokens]
+
+
+def _route(cache: KVCache, policy: Policy, timeline: Timeline) -> Route:
+    if cache.tier is policy.compute:
+        return Here(cache, timeline)
+    if policy.attends_beside:
+        return Beside(cache, timeline)
+    return Fetched(cache, device=_device(policy.compute), timeline=timeline)
 
 
 def _device(tier: Tier) -> torch.device:

@@ -35,7 +35,7 @@ def load(settings: Settings) -> Engine:
         compute=str(policy.compute),
         block_rows=policy.block_rows,
         sweep_tokens=policy.sweep_tokens,
-        kv_bytes=policy.kv_bytes,
+        kv_bytes=policy.kv.total_bytes,
         streamed_bytes=policy.streamed_bytes,
     )
     return engine

@@ -1,47 +1,38 @@
-"""Attention's arithmetic over views and gathers of the paged cache; knows no model and no sweep."""
+"""Attention's arithmetic over views of the paged cache, copying nothing: for the CPU.
+
+A token's context may lie in several spans (a shared prefix, the row's own): each is attended to
+apart, and the answers are merged by their log-sum-exp. Knows no model and no sweep.
+"""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 
-_GATHER_TOKENS: Final = 2**18
-"""Cached tokens that one gathered call may copy at once."""
+from engine.compute.segments import Head, Segment, Span
 
 _PAIR_RATIO: Final = 1.5
 """A row is paired with one at most so many times as long: the shorter one's rest is masked."""
 
 
+_FLASH: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
+"""What `F.scaled_dot_product_attention` calls on a CPU; asked directly it gives the sums as well."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """New tokens of one row in a micro-batch: `start` in the packing, `past` tokens cached before,
-    `slot` where the row's cache begins.
+class Part:
+    """One call: `tokens` of the packing over `length` slots from `slot` on.
+
+    `mask` (tokens, length) is True where a token may look; None if everywhere. With `is_causal` the
+    tokens are themselves the last of those slots, and see as far as themselves.
     """
 
-    start: int
-    num_tokens: int
-    past: int
+    tokens: slice | torch.Tensor
     slot: int
-
-    @property
-    def context(self) -> int:
-        return self.past + self.num_tokens
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """How one layer turns scores into weights."""
-
-    scaling: float
-    window: int | None = None
-    softcap: float | None = None
-    sinks: torch.Tensor | None = None  # (heads,)
-
-    @property
-    def is_plain(self) -> bool:
-        return self.softcap is None and self.sinks is None
+    length: int
+    mask: torch.Tensor | None = None
+    is_causal: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,23 +50,273 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class DecodePlan:
-    """How the decoding rows of one micro-batch are paired; `order` (rows,) are their places."""
+class AttentionPlan:
+    """The calls that one micro-batch needs in every layer of one window.
+
+    `pairs` serve decoding rows, whose places in the packing are `order` (rows,); `own` the other
+    rows' own tokens; `shared` adds what prefixes contribute to both, one call for all that share.
+    """
 
     order: torch.Tensor
     pairs: tuple[Pair, ...]
+    own: tuple[Part, ...]
+    shared: tuple[Part, ...]
 
 
-def plan_decoding(segments: Sequence[Segment], *, window: int | None, num_slots: int) -> DecodePlan:
+def plan_attention(
+    segments: Sequence[Segment], *, window: int | None, num_slots: int
+) -> AttentionPlan:
+    """Raises nothing: any segments can be planned. Made once a micro-batch, used by all layers."""
+    order, pairs = _plan_pairs(
+        [segment for segment in segments if segment.num_tokens == 1], window, num_slots
+    )
+    return AttentionPlan(
+        order=order,
+        pairs=pairs,
+        own=tuple(_own_part(segment, window) for segment in segments if segment.num_tokens > 1),
+        shared=_shared_parts(segments, window),
+    )
+
+
+def attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    plan: AttentionPlan,
+    head: Head,
+) -> torch.Tensor:
+    """`query` (heads, tokens, size), keys and values (kv_heads, slots, size), the pool of a layer;
+    returns (tokens, heads, value_size).
+    """
+    num_heads, num_tokens, _ = query.shape
+    out = query.new_empty(num_tokens, num_heads, values.shape[-1])
+    merges = bool(plan.shared) or head.sinks is not None
+    sums = query.new_empty(num_tokens, num_heads) if merges else None
+    if plan.pairs:
+        answer, total = _attend_pairs(query[:, plan.order], keys, values, plan=plan, head=head)
+        out[plan.order] = answer
+        if sums is not None:
+            sums[plan.order] = total
+    for part in plan.own:
+        answer, total = _attend_part(query, keys, values, part=part, head=head)
+        out[part.tokens] = answer
+        if sums is not None:
+            sums[part.tokens] = total
+    if sums is not None:
+        for part in plan.shared:
+            answer, total = _attend_part(query, keys, values, part=part, head=head)
+            _merge(out, sums, part=part, answer=answer, total=total)
+        if head.sinks is not None:
+            out *= torch.sigmoid(sums - head.sinks.to(sums.dtype))[..., None]
+    return out
+
+
+def _merge(
+    out: torch.Tensor,
+    sums: torch.Tensor,
+    *,
+    part: Part,
+    answer: torch.Tensor,
+    total: torch.Tensor,
+) -> None:
+    """Fold a partial answer in: both are averages, weighted by the exponents of their sums."""
+    before = sums[part.tokens]
+    share = torch.sigmoid(total - before)[..., None]
+    out[part.tokens] = torch.lerp(out[part.tokens], answer, share)
+    sums[part.tokens] = torch.logaddexp(before, total)
+
+
+# -- the calls ---------------------------------------------------------------------------------
+
+
+def _attend_part(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, part: Part, head: Head
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tokens, heads, value_size) and the log-sum-exp of their scores, (tokens, heads)."""
+    span = slice(part.slot, part.slot + part.length)
+    answer, total = _partial(
+        query[None, :, part.tokens],
+        keys[None, :, span],
+        values[None, :, span],
+        mask=part.mask,
+        is_causal=part.is_causal,
+        head=head,
+    )
+    return answer[0].transpose(0, 1), total[0].transpose(0, 1)
+
+
+def _attend_pairs(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    plan: AttentionPlan,
+    head: Head,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Query (heads, rows, size) in the plan's order; (rows, heads, value_size), (rows, heads)."""
+    rows_first = query.transpose(0, 1).unsqueeze(2)  # (rows, heads, 1, size)
+    answers, totals = [], []
+    at = 0
+    for pair in plan.pairs:
+        answer, total = _partial(
+            rows_first[at : at + pair.num_rows],
+            _pair_view(keys, pair),
+            _pair_view(values, pair),
+            mask=pair.mask,
+            is_causal=False,
+            head=head,
+        )
+        answers.append(answer.squeeze(2))
+        totals.append(total.squeeze(2))
+        at += pair.num_rows
+    return torch.cat(answers), torch.cat(totals)
+
+
+def _pair_view(pool: torch.Tensor, pair: Pair) -> torch.Tensor:
+    """(rows, kv_heads, length, size) of the pool, which is contiguous."""
+    num_kv_heads, num_slots, size = pool.shape
+    return pool.as_strided(
+        (pair.num_rows, num_kv_heads, pair.length, size),
+        (pair.stride_slots * size, num_slots * size, size, 1),
+        pool.storage_offset() + pair.slot * size,
+    )
+
+
+def _partial(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    head: Head,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, heads, new, size) over (rows, kv_heads, length, size): the answer in that shape, and
+    the log-sum-exp of the scores (rows, heads, new).
+    """
+    rows, num_heads, new, size = query.shape
+    num_kv_heads = key.shape[1]
+    group = num_heads // num_kv_heads
+    if is_causal and group > 1:
+        key, value = (each.repeat_interleave(group, dim=1) for each in (key, value))
+        num_kv_heads, group = num_heads, 1
+    # Query heads of one key head are folded into one call: its keys are read once for all of them.
+    query = query.reshape(rows, num_kv_heads, group * new, size)
+    if mask is not None:
+        mask = mask.expand(rows, num_kv_heads, new, -1) if new == 1 else mask
+        mask = _fold(mask, group)
+    if head.softcap is None and key.shape[-1] == value.shape[-1]:
+        answer, total = _FLASH(
+            query,
+            key,
+            value,
+            is_causal=is_causal,
+            attn_mask=None if mask is None else _additive(mask, query.dtype),
+            scale=head.scaling,
+        )
+    else:
+        answer, total = _written_out(query, key, value, mask=mask, is_causal=is_causal, head=head)
+    return (
+        answer.reshape(rows, num_heads, new, -1),
+        total.to(answer.dtype).reshape(rows, num_heads, new),
+    )
+
+
+def _fold(mask: torch.Tensor, group: int) -> torch.Tensor:
+    """(..., new, length) for `group` query heads folded into one: (..., group * new, length)."""
+    *outer, new, length = mask.shape
+    return (
+        mask.unsqueeze(-3).expand(*outer, group, new, length).reshape(*outer, group * new, length)
+    )
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))
+
+
+def _written_out(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    head: Head,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the kernel cannot do, with scores in float32 at least."""
+    scores = query @ key.transpose(-1, -2) * head.scaling
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if head.softcap is not None:
+        scores = torch.tanh(scores / head.softcap) * head.softcap
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    total = scores.logsumexp(dim=-1)
+    return (scores - total[..., None]).exp().to(value.dtype) @ value, total
+
+
+# -- planning ----------------------------------------------------------------------------------
+
+
+def _own_part(segment: Segment, window: int | None) -> Part:
+    own = segment.own
+    first = max(segment.first_visible(window), own.start)
+    is_causal = first == segment.past and (window is None or window >= segment.num_tokens)
+    return Part(
+        tokens=slice(segment.start, segment.start + segment.num_tokens),
+        slot=own.slot + first - own.start,
+        length=segment.context - first,
+        mask=None if is_causal else _visible(segment, first, segment.context, window),
+        is_causal=is_causal,
+    )
+
+
+def _shared_parts(segments: Sequence[Segment], window: int | None) -> tuple[Part, ...]:
+    """One call a span, for all tokens whose rows share it and which may see any of it."""
+    users: dict[Span, list[Segment]] = {}
+    for segment in segments:
+        for span in segment.prefix:
+            users.setdefault(span, []).append(segment)
+    parts = (_shared_part(span, sharing, window) for span, sharing in users.items())
+    return tuple(part for part in parts if part is not None)
+
+
+def _shared_part(span: Span, segments: Sequence[Segment], window: int | None) -> Part | None:
+    positions = torch.cat([torch.arange(s.past, s.context) for s in segments])
+    tokens = torch.cat([torch.arange(s.start, s.start + s.num_tokens) for s in segments])
+    first, mask = span.start, None
+    if window is not None:
+        seen = positions - window < span.end - 1
+        positions, tokens = positions[seen], tokens[seen]
+        if not len(tokens):
+            return None
+        first = max(first, int(positions.min()) + 1 - window)
+        mask = torch.arange(first, span.end) > (positions - window)[:, None]
+        mask = None if bool(mask.all()) else mask
+    return Part(
+        tokens=tokens, slot=span.slot + first - span.start, length=span.end - first, mask=mask
+    )
+
+
+def _visible(segment: Segment, first: int, end: int, window: int | None) -> torch.Tensor:
+    """(new tokens, positions from first to end): which position each new token sees."""
+    columns = torch.arange(first, end)
+    rows = torch.arange(segment.past, segment.context)[:, None]
+    visible = columns <= rows
+    if window is not None:
+        visible &= columns > rows - window
+    return visible
+
+
+def _plan_pairs(
+    decoding: Sequence[Segment], window: int | None, num_slots: int
+) -> tuple[torch.Tensor, tuple[Pair, ...]]:
     """Pair decoding rows of like length: two rows at any two places are an even stride apart, so
     one call serves both without a copy, and has twice the heads to share among threads.
     """
-    spans = sorted(
-        (segment.context - first, segment.slot + first, segment.start)
-        for segment in segments
-        if segment.num_tokens == 1
-        for first in [_first_visible(segment, window)]
-    )
+    spans = sorted(_own_visible(segment, window) for segment in decoding)
     pairs, order = [], []
     while spans:
         longest = spans.pop()
@@ -84,7 +325,14 @@ def plan_decoding(segments: Sequence[Segment], *, window: int | None, num_slots:
             rows = sorted([longest, spans.pop()], key=lambda span: span[1])
         pairs.append(_pair(rows, length=longest[0]))
         order += [at for _, _, at in rows]
-    return DecodePlan(order=torch.tensor(order, dtype=torch.long), pairs=tuple(pairs))
+    return torch.tensor(order, dtype=torch.long), tuple(pairs)
+
+
+def _own_visible(segment: Segment, window: int | None) -> tuple[int, int, int]:
+    """Length and slot of what a decoding row sees of its own tokens, and its place."""
+    own = segment.own
+    first = max(segment.first_visible(window), own.start)
+    return segment.context - first, own.slot + first - own.start, segment.start
 
 
 def _may_pair(longer: tuple[int, int, int], shorter: tuple[int, int, int], num_slots: int) -> bool:
@@ -104,183 +352,3 @@ def _pair(rows: Sequence[tuple[int, int, int]], *, length: int) -> Pair:
         length=length,
         mask=mask,
     )
-
-
-def attend_views(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    *,
-    segments: Sequence[Segment],
-    head: Head,
-    plan: DecodePlan | None = None,
-) -> torch.Tensor:
-    """Over views of the cache: nothing is copied. For the CPU.
-
-    query (heads, tokens, size), keys and values (kv_heads, slots, size); returns
-    (tokens, heads, value_size). With `plan` decoding rows go in pairs, else one by one.
-    """
-    num_heads, num_tokens, _ = query.shape
-    out = query.new_empty(num_tokens, num_heads, values.shape[-1])
-    for segment in segments:
-        if plan is not None and segment.num_tokens == 1:
-            continue
-        first = _first_visible(segment, head.window)
-        span = slice(segment.slot + first, segment.slot + segment.context)
-        at = slice(segment.start, segment.start + segment.num_tokens)
-        mask = _segment_mask(segment, first, head.window, query.device)
-        answer = _attend(
-            query[None, :, at], keys[None, :, span], values[None, :, span], mask=mask, head=head
-        )
-        out[at] = answer[0].transpose(0, 1)
-    if plan is not None and plan.pairs:
-        out[plan.order] = _attend_pairs(query[:, plan.order], keys, values, plan=plan, head=head)
-    return out
-
-
-def _attend_pairs(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    *,
-    plan: DecodePlan,
-    head: Head,
-) -> torch.Tensor:
-    """Query (heads, rows, size) in the plan's order; returns (rows, heads, value_size)."""
-    num_heads, num_rows, size = query.shape
-    num_kv_heads = keys.shape[0]
-    # Query heads of one key head are folded into one call: (rows, kv_heads, group, size).
-    folded = query.transpose(0, 1).reshape(num_rows, num_kv_heads, -1, size)
-    group = num_heads // num_kv_heads
-    out = query.new_empty(num_rows, num_kv_heads, group, values.shape[-1])
-    at = 0
-    for pair in plan.pairs:
-        rows = slice(at, at + pair.num_rows)
-        mask = pair.mask
-        if mask is not None:
-            mask = mask.expand(-1, num_kv_heads, group, -1)
-        out[rows] = F.scaled_dot_product_attention(
-            folded[rows],
-            _pair_view(keys, pair),
-            _pair_view(values, pair),
-            attn_mask=mask,
-            scale=head.scaling,
-        )
-        at += pair.num_rows
-    return out.view(num_rows, num_heads, -1)
-
-
-def _pair_view(pool: torch.Tensor, pair: Pair) -> torch.Tensor:
-    """(rows, kv_heads, length, size) of the pool, which is contiguous."""
-    num_kv_heads, num_slots, size = pool.shape
-    return pool.as_strided(
-        (pair.num_rows, num_kv_heads, pair.length, size),
-        (pair.stride_slots * size, num_slots * size, size, 1),
-        pair.slot * size,
-    )
-
-
-def attend_gathered(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    *,
-    segments: Sequence[Segment],
-    head: Head,
-) -> torch.Tensor:
-    """Decoding rows of like length in one call over gathered pages: few launches. For a GPU.
-
-    Shapes as in `attend_views`. Prompt segments go one by one.
-    """
-    longer = [segment for segment in segments if segment.num_tokens > 1]
-    decoding = [segment for segment in segments if segment.num_tokens == 1]
-    out = attend_views(query, keys, values, segments=longer, head=head)
-    for bucket in _buckets(decoding):
-        longest = max(segment.context for segment in bucket)
-        columns = torch.arange(longest, device=keys.device)
-        lengths = torch.tensor([segment.context for segment in bucket], device=keys.device)
-        starts = torch.tensor([segment.slot for segment in bucket], device=keys.device)
-        visible = columns < lengths[:, None]
-        if head.window is not None:
-            visible &= columns >= lengths[:, None] - head.window
-        slots = (starts[:, None] + torch.minimum(columns, lengths[:, None] - 1)).view(-1)
-        shape = (-1, len(bucket), longest)
-        key = keys.index_select(1, slots).view(*(keys.shape[0], *shape[1:], keys.shape[-1]))
-        value = values.index_select(1, slots).view(*(values.shape[0], *shape[1:], values.shape[-1]))
-        at = torch.tensor([segment.start for segment in bucket], device=query.device)
-        rows = query.index_select(1, at).transpose(0, 1).unsqueeze(2)
-        answer = _attend(
-            rows,
-            key.transpose(0, 1),
-            value.transpose(0, 1),
-            mask=visible[:, None, None],
-            head=head,
-        )
-        out[at] = answer.squeeze(2)
-    return out
-
-
-def _buckets(decoding: Sequence[Segment]) -> list[list[Segment]]:
-    """Segments by length, cut so that padding and the gathered copy stay small."""
-    buckets: list[list[Segment]] = []
-    for segment in sorted(decoding, key=lambda segment: segment.context):
-        bucket = buckets[-1] if buckets else []
-        fits = (len(bucket) + 1) * segment.context <= _GATHER_TOKENS
-        if bucket and fits and segment.context <= 2 * bucket[0].context + 64:
-            bucket.append(segment)
-        else:
-            buckets.append([segment])
-    return buckets
-
-
-def _first_visible(segment: Segment, window: int | None) -> int:
-    """The first cached token that any of the segment's tokens may see."""
-    return 0 if window is None else max(0, segment.past + 1 - window)
-
-
-def _segment_mask(
-    segment: Segment, first: int, window: int | None, device: torch.device
-) -> torch.Tensor | None:
-    """(new tokens, visible context) of what each new token sees; None if all of it."""
-    if segment.num_tokens == 1:
-        return None
-    columns = torch.arange(first, segment.context, device=device)
-    rows = torch.arange(segment.past, segment.context, device=device)[:, None]
-    visible = columns <= rows
-    if window is not None:
-        visible &= columns > rows - window
-    return visible
-
-
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    mask: torch.Tensor | None,
-    head: Head,
-) -> torch.Tensor:
-    """(rows, heads, new, size) over (rows, kv_heads, context, size); scores in float32 where the
-    library's own kernel cannot do what the layer asks.
-    """
-    group = query.shape[1] // key.shape[1]
-    if head.is_plain:
-        if mask is not None and mask.shape[-1] == mask.shape[-2] and head.window is None:
-            return F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=head.scaling, enable_gqa=group > 1
-            )
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=head.scaling, enable_gqa=group > 1
-        )
-    key, value = (each.repeat_interleave(group, dim=1) for each in (key, value))
-    scores = (query @ key.transpose(-1, -2) * head.scaling).float()
-    if head.softcap is not None:
-        scores = torch.tanh(scores / head.softcap) * head.softcap
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    if head.sinks is not None:
-        sinks = head.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
-    else:
-        weights = scores.softmax(dim=-1)
-    return weights.to(value.dtype) @ value

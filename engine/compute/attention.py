@@ -1,27 +1,21 @@
 """Attention over the paged KV cache, registered with transformers; every model's layers call it.
 
-It writes the new keys and values of a packed micro-batch to the cache and lets each segment attend
-to its own row. Rows, sweeps and weights are others' business.
+It reads what a layer asks for and hands it to the route of the tier that the micro-batch's rows live
+on. Rows, sweeps and weights are others' business.
 """
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from engine.compute.attend import (
-    DecodePlan,
-    Head,
-    Segment,
-    attend_gathered,
-    attend_views,
-    plan_decoding,
-)
+from engine.compute.packing import New, Packing
+from engine.compute.routes import Route
+from engine.compute.segments import Head
 from engine.errors import UnsupportedModelError
-from engine.memory.kv_cache import KVCache
+from engine.planning.policy import Tier
 
 ATTENTION_NAME: Final = "freight"
 """Neutral on purpose: names with sdpa, flash or flex in them trigger checks of the library's own."""
@@ -29,33 +23,32 @@ ATTENTION_NAME: Final = "freight"
 _CONTEXT_ATTRIBUTE: Final = "freight_attention"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Packing:
-    """What attention must know of one micro-batch: its segments and the cache slots written."""
-
-    segments: Sequence[Segment]
-    slots: torch.Tensor  # (tokens,) on the cache's device
-    _plans: dict[int | None, DecodePlan] = dataclasses.field(
-        default_factory=dict, init=False, repr=False
-    )
-
-    def decode_plan(self, *, window: int | None, num_slots: int) -> DecodePlan:
-        """The same for every layer of one window, so made once."""
-        if window not in self._plans:
-            self._plans[window] = plan_decoding(self.segments, window=window, num_slots=num_slots)
-        return self._plans[window]
-
-
 class AttentionContext:
-    """Shared by all layers of one model: the cache, and the packing now computing.
+    """Shared by all layers of one model: the tiers' routes, and the packing now computing.
 
     The greenlets of a sweep take turns on one thread; whoever resumes one sets `packing` first.
     """
 
-    def __init__(self, cache: KVCache) -> None:
-        self.cache = cache
+    def __init__(self, routes: Mapping[Tier, Route]) -> None:
+        self.routes = dict(routes)
         self.packing: Packing | None = None
         self.num_calls = 0
+
+    def prepare(self, packing: Packing, layer: int) -> None:
+        """The packing attends in that layer next, or after the step about to run."""
+        self.routes[packing.tier].prepare(packing, layer)
+
+    def settle(self) -> None:
+        for route in self.routes.values():
+            route.settle()
+
+    def abandon(self) -> None:
+        for route in self.routes.values():
+            route.abandon()
+
+    def close(self) -> None:
+        for route in self.routes.values():
+            route.close()
 
 
 def attach(model: nn.Module, context: AttentionContext) -> None:
@@ -85,26 +78,17 @@ def freight_attention(  # noqa: PLR0917  # the library's signature
         )
     context.num_calls += 1
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # a plain int on every attention module
-    keys, values = context.cache.layer(layer)
-    _require_shape(module, key, value, keys, values)
-    home, dtype = query.device, query.dtype
-    query, key, value = (each[0].to(keys.device, keys.dtype) for each in (query, key, value))
-    keys.index_copy_(1, packing.slots, key)
-    values.index_copy_(1, packing.slots, value)
+    route = context.routes[packing.tier]
+    _require_shape(module, key, value, *route.cache.layer(layer))
     head = Head(
         scaling=float(options.get("scaling") or query.shape[-1] ** -0.5),
         window=_window(module, options.get("sliding_window")),
         softcap=options.get("softcap"),
-        sinks=None if (sinks := options.get("s_aux")) is None else sinks.to(keys.device),
+        sinks=options.get("s_aux"),
     )
-    if keys.device.type != "cpu":
-        answer = attend_gathered(query, keys, values, segments=packing.segments, head=head)
-    else:
-        plan = None
-        if head.is_plain:
-            plan = packing.decode_plan(window=head.window, num_slots=keys.shape[1])
-        answer = attend_views(query, keys, values, segments=packing.segments, head=head, plan=plan)
-    return answer.to(home, dtype).unsqueeze(0), None
+    new = New(query=query[0], key=key[0], value=value[0])
+    answer = route.attend(new, packing=packing, layer=layer, head=head)
+    return answer.unsqueeze(0), None
 
 
 AttentionInterface.register(ATTENTION_NAME, freight_attention)

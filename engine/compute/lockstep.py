@@ -14,7 +14,10 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
 
-from engine.compute.attention import AttentionContext, Packing
+from engine.compute.attention import AttentionContext
+from engine.compute.hidden import Hidden
+from engine.compute.packing import Packing
+from engine.compute.routes import PARKED
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +25,14 @@ class MicroBatch:
     """Packed tokens of one forward call, all on the compute device.
 
     `token_ids` and `positions` (1, tokens); `wanted` (sampled rows,) are the places in the packing
-    whose logits are needed.
+    whose logits are needed. `hidden` says where its hidden states wait, if not where they are.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     wanted: torch.Tensor
     packing: Packing
+    hidden: Hidden | None = None
 
 
 class Lockstep:
@@ -46,6 +50,8 @@ class Lockstep:
             greenlet(lambda batch=batch: _forward(model, batch)) for batch in micro_batches
         ]
         self._at_head: list[torch.Tensor | None] = [None] * len(micro_batches)
+        for forward, batch in zip(self._forwards, micro_batches, strict=True):
+            forward.hidden = batch.hidden  # the gates find it there
         self.logits: list[torch.Tensor | None] = [None] * len(micro_batches)
 
     def start(self) -> None:
@@ -53,11 +59,12 @@ class Lockstep:
         for index in range(len(self._micro_batches)):
             self._resume(index)
 
-    def step(self, micro_batch: int) -> None:
+    def step(self, micro_batch: int) -> bool:
         """Run the next layer of one micro-batch; after the last one also the norm, up to a gated
-        head. A head that is not gated leaves (sampled rows, vocabulary) in `logits`.
+        head. A head that is not gated leaves (sampled rows, vocabulary) in `logits`. False if it
+        is parked halfway, waiting for attention: step it again, when others had their turn.
         """
-        self._resume(micro_batch)
+        return self._resume(micro_batch)
 
     def run_head(self, head: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Run the gated head once for the rows of all micro-batches, (rows, hidden) to
@@ -71,7 +78,7 @@ class Lockstep:
         for index, (hidden, logits) in enumerate(zip(inputs, ends, strict=True)):
             self._resume(index, logits.view(*hidden.shape[:-1], logits.shape[1]))
 
-    def _resume(self, index: int, answer: torch.Tensor | None = None) -> None:
+    def _resume(self, index: int, answer: torch.Tensor | None = None) -> bool:
         self._context.packing = self._micro_batches[index].packing
         forward = self._forwards[index]
         found = forward.switch() if answer is None else forward.switch(answer)
@@ -79,6 +86,7 @@ class Lockstep:
             self.logits[index] = found
         elif isinstance(found, torch.Tensor):  # a layer gives way with nothing
             self._at_head[index] = found
+        return found is not PARKED
 
     def __enter__(self) -> Self:
         return self
@@ -115,9 +123,14 @@ def _ask_driver(hidden: torch.Tensor) -> torch.Tensor:
 
 def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
     def wait_then_forward(*arguments: Any, **options: Any) -> Any:
-        driver = getcurrent().parent
-        assert driver is not None, "a gated model runs in lockstep only"
-        driver.switch()
+        current = getcurrent()
+        assert current.parent is not None, "a gated model runs in lockstep only"
+        states = arguments[0] if arguments else options["hidden_states"]
+        if current.hidden is not None:
+            current.hidden.put(states)
+        current.parent.switch()
+        if current.hidden is not None:
+            current.hidden.take(states)
         return forward(*arguments, **options)
 
     return wait_then_forward

@@ -1,81 +1,106 @@
-"""Logits to tokens, row by row: a row's token depends on its own logits, settings and position."""
+"""Logits to tokens, row by row: a row's token depends on its own logits, settings and past.
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Final
+Logits are read where they are; rows that need a copy of theirs get it a few at a time.
+"""
 
-import numpy as np
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
 import torch
 
-from engine.config import Sampling
+from engine.compute.draws import Draw, uniforms
+from engine.compute.logprobs import read_scores, score
+from engine.compute.penalties import change_logits, changes_logits
+from engine.compute.truncation import choose
+from engine.config import TokenLogprobs
 
-_SEED_BITS: Final = 64
+WORKING_BYTES: Final = 64 * 2**20
+"""About how much memory the copies may take, beside the logits themselves."""
+
+_BYTES_PER_LOGIT: Final = 48
+"""Of a copied row at worst: its float32, its weights, those of its nucleus, their digits and sums."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
-    """One row's wish for its next token. `position` counts the tokens generated before it."""
+class Sampled(NamedTuple):
+    """A row's next token, and how likely it was where that was asked for."""
 
-    sampling: Sampling
-    position: int
+    token_id: int
+    logprobs: TokenLogprobs | None = None
 
 
 def sample(
     logits: torch.Tensor, draws: Sequence[Draw], *, eos_token_ids: Sequence[int]
-) -> list[int]:
-    """Next tokens of (rows, vocabulary) logits. Raises ValueError for a row without finite logits.
+) -> list[Sampled]:
+    """Next tokens of (rows, vocabulary) logits of any float type, which are left as they are.
 
-    Randomness is counter-based: the number drawn is a function of (seed, position) alone, so that
-    a row that is computed again, elsewhere or in other company, draws the same.
+    Log-probabilities are of the model's own distribution: of the log-softmax of the logits before
+    bias, penalties, temperature and truncation, as OpenAI gives them and vLLM by default.
+    One copy brings the results from the device. Raises ValueError for rows without finite logits.
     """
-    logits = logits.float()
-    held_back = [
+    tokens = logits.argmax(dim=-1)
+    is_sound = logits.gather(1, tokens[:, None])[:, 0].isfinite()
+    for rows in _wilful(draws, eos_token_ids):
+        for some in _chunks(rows, logits.shape[1]):
+            at = torch.tensor(some, device=logits.device)
+            copied, own = logits[at].float(), [draws[row] for row in some]
+            tokens[at], found = _choose(copied, own, eos_token_ids)
+            is_sound[at] &= found
+    scored = [row for row, draw in enumerate(draws) if draw.sampling.logprobs is not None]
+    num_tops = [draws[row].sampling.logprobs or 0 for row in scored]
+    scores = _score(logits, tokens, scored, num_top=max(num_tops, default=0))
+    # Token ids are exact in float64.
+    packed = torch.cat([tokens.double(), is_sound.double(), scores.flatten()]).tolist()
+    token_ids = [int(token) for token in packed[: len(draws)]]
+    _require_sound(packed[len(draws) : 2 * len(draws)])
+    flat, width = packed[2 * len(draws) :], scores.shape[1]
+    table = [flat[start : start + width] for start in range(0, len(flat), width)]
+    logprobs = read_scores([token_ids[row] for row in scored], table, num_tops)
+    by_row = dict(zip(scored, logprobs, strict=True))
+    return [Sampled(token_id, by_row.get(row)) for row, token_id in enumerate(token_ids)]
+
+
+def _wilful(draws: Sequence[Draw], eos_token_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Rows that may get another token than their likeliest: greedy ones, and random ones."""
+    random = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0]
+    greedy = [
         row
         for row, draw in enumerate(draws)
-        if draw.position < draw.sampling.min_tokens and not draw.sampling.ignore_eos
+        if draw.sampling.temperature <= 0 and changes_logits(draw, eos_token_ids)
     ]
-    if held_back and eos_token_ids:
-        at = torch.tensor(held_back, device=logits.device)
-        columns = torch.tensor(list(eos_token_ids), device=logits.device)
-        logits = logits.clone()
-        logits[at[:, None], columns] = float("-inf")
+    return greedy, random
+
+
+def _choose(
+    logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens of copied float32 logits, of greedy rows or of random ones, and whether each row had
+    a finite logit left to choose. The logits are used up.
+    """
+    change_logits(logits, draws, eos_token_ids=eos_token_ids)
     tokens = logits.argmax(dim=-1)
-    _require_finite(logits, tokens)
-    random_rows = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0]
-    if random_rows:
-        at = torch.tensor(random_rows, device=logits.device)
-        chosen = _sample_random(logits[at], [draws[row] for row in random_rows])
-        tokens[at] = chosen
-    return [int(token) for token in tokens.tolist()]
+    is_sound = logits.gather(1, tokens[:, None])[:, 0].isfinite()
+    if draws[0].sampling.temperature > 0:
+        tokens = choose(logits, draws, uniforms(draws))
+    return tokens, is_sound
 
 
-def _require_finite(logits: torch.Tensor, tokens: torch.Tensor) -> None:
-    best = logits.gather(1, tokens[:, None])
-    if not bool(torch.isfinite(best).all()):
-        bad = int((~torch.isfinite(best)).sum())
-        raise ValueError(f"{bad} of {len(tokens)} rows have no finite logit")
+def _score(
+    logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[int], *, num_top: int
+) -> torch.Tensor:
+    num_top = min(num_top, logits.shape[1])
+    found = [logits.new_empty((0, 1 + 2 * num_top), dtype=torch.float64)]
+    for some in _chunks(rows, logits.shape[1]):
+        at = torch.tensor(some, device=logits.device)
+        found.append(score(logits[at].float(), tokens[at], num_top=num_top))
+    return torch.cat(found)
 
 
-def _sample_random(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
-    """Inverse-CDF sampling over the nucleus of each row, most likely token first."""
-    temperatures = logits.new_tensor([draw.sampling.temperature for draw in draws])
-    top_ps = logits.new_tensor([draw.sampling.top_p for draw in draws])
-    uniforms = torch.tensor([_uniform(draw) for draw in draws], dtype=torch.float64)
-    # The best token's logit becomes 0 and the smallest temperature a float32: no overflow, no 0 / 0.
-    logits = logits - logits.amax(dim=-1, keepdim=True)
-    temperatures = temperatures.clamp(min=torch.finfo(temperatures.dtype).tiny)
-    weights = torch.softmax(logits / temperatures[:, None], dim=-1)
-    ordered, tokens = weights.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(dim=-1) - ordered
-    # A token is in the nucleus while those before it have not reached top_p; the first always is.
-    ordered = ordered.masked_fill((before >= top_ps[:, None]) & (before > 0), 0.0).double()
-    reached = ordered.cumsum(dim=-1)
-    targets = uniforms.to(reached.device)[:, None] * reached[:, -1:]
-    picked = (reached <= targets).sum(dim=-1, keepdim=True)
-    return tokens.gather(1, picked.clamp(max=logits.shape[-1] - 1))[:, 0]
+def _chunks(rows: Sequence[int], vocab_size: int) -> Iterator[Sequence[int]]:
+    size = max(1, WORKING_BYTES // (_BYTES_PER_LOGIT * vocab_size))
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def _uniform(draw: Draw) -> float:
-    key = draw.sampling.seed % 2**_SEED_BITS
-    counter = np.array([draw.position, 0, 0, 0], dtype=np.uint64)
-    return float(np.random.Generator(np.random.Philox(key=key, counter=counter)).random())
+def _require_sound(flags: Sequence[float]) -> None:
+    num_bad = flags.count(0.0)
+    if num_bad:
+        raise ValueError(f"{num_bad} of {len(flags)} rows have no finite logit")

@@ -1,18 +1,21 @@
-"""Keys and values of the running rows: a paged pool a layer, handed out in runs of pages.
+"""Keys and values of the running rows on one tier: a paged pool a layer, given out in runs of pages.
 
 A row's pages are contiguous, so that attention reads a view of them and copies nothing; when a row
 outgrows its run it moves to a larger one. Knows slots and pages, not rows or tokens' meaning.
 """
 
-import bisect
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
+from engine.memory.pages import PageAllocator, PageRun, pages_for
+from engine.memory.spill import SpillFile
 from engine.memory.tiers import HostBuffer
 from engine.planning.cost import KV_PAGE_TOKENS
+from engine.planning.policy import Tier
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,67 +30,8 @@ class KVShape:
         return self.num_heads * (self.key_size + self.value_size) * dtype.itemsize
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PageRun:
-    """Contiguous pages; `slot` is the first token's place in the pool."""
-
-    first_page: int
-    num_pages: int
-
-    @property
-    def slot(self) -> int:
-        return self.first_page * KV_PAGE_TOKENS
-
-    @property
-    def num_tokens(self) -> int:
-        return self.num_pages * KV_PAGE_TOKENS
-
-
-class PageAllocator:
-    """First-fit runs of pages, free neighbours merged. Pure bookkeeping."""
-
-    def __init__(self, num_pages: int) -> None:
-        self.num_pages = num_pages
-        self._free = [(0, num_pages)] if num_pages else []
-
-    @property
-    def num_free_pages(self) -> int:
-        return sum(num_pages for _, num_pages in self._free)
-
-    def allocate(self, num_pages: int) -> PageRun | None:
-        for index, (first, available) in enumerate(self._free):
-            if available >= num_pages:
-                rest = (first + num_pages, available - num_pages)
-                self._free[index : index + 1] = [rest] if rest[1] else []
-                return PageRun(first_page=first, num_pages=num_pages)
-        return None
-
-    def release(self, run: PageRun) -> None:
-        first, num_pages = run.first_page, run.num_pages
-        index = bisect.bisect(self._free, (first, 0))
-        before = sum(self._free[index - 1]) if index else 0
-        after = self._free[index][0] if index < len(self._free) else self.num_pages
-        assert before <= first <= after - num_pages, "pages released twice"
-        if index < len(self._free) and after == first + num_pages:
-            num_pages += self._free.pop(index)[1]
-        if index and before == first:
-            index -= 1
-            first, before_pages = self._free.pop(index)
-            num_pages += before_pages
-        self._free.insert(index, (first, num_pages))
-
-    def regrow(self, run: PageRun, num_pages: int) -> PageRun | None:
-        """Give `run` back for a larger one that may overlap it; None leaves it as it was."""
-        free = list(self._free)
-        self.release(run)
-        larger = self.allocate(num_pages)
-        if larger is None:
-            self._free = free
-        return larger
-
-
 class KVCache:
-    """The pool of every layer, within `budget_bytes` on `device`."""
+    """The pool of every layer, within `budget_bytes` of `tier`; on disk, of `spill_dir`."""
 
     def __init__(
         self,
@@ -95,22 +39,37 @@ class KVCache:
         *,
         budget_bytes: int,
         dtype: torch.dtype,
-        device: torch.device,
+        tier: Tier = Tier.CPU,
+        spill_dir: Path | None = None,
     ) -> None:
         token_bytes = sum(shape.token_bytes(dtype) for shape in shapes)
         self.pages = PageAllocator(budget_bytes // (token_bytes * KV_PAGE_TOKENS))
-        self.device = device
+        self.tier = tier
+        self.device = torch.device("cuda" if tier is Tier.GPU else "cpu")
         self.dtype = dtype
-        num_slots = self.pages.num_pages * KV_PAGE_TOKENS
-        # Head first: a row's view of one head is one contiguous piece of memory. Zeros: attention
-        # may look behind a row's end and give what it finds no weight, and 0 * NaN is NaN.
-        self._keys = [
-            _zeros((shape.num_heads, num_slots, shape.key_size), dtype, device) for shape in shapes
-        ]
-        self._values = [
-            _zeros((shape.num_heads, num_slots, shape.value_size), dtype, device)
-            for shape in shapes
-        ]
+        self._spill: SpillFile | None = None
+        if tier is Tier.DISK and self.pages.num_pages:
+            assert spill_dir is not None, "keys and values on disk need a folder"
+            self._spill = SpillFile(spill_dir, token_bytes * self.num_tokens)
+        self._layers = list(self._lay_out(shapes))
+
+    def _lay_out(self, shapes: Sequence[KVShape]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Head first: a row's view of one head is one contiguous piece of memory. Zeros: attention
+        may look behind a row's end and give what it finds no weight, and 0 * NaN is NaN.
+        """
+        end = 0
+        for shape in shapes:
+            pools = []
+            for size in (shape.key_size, shape.value_size):
+                dims = (shape.num_heads, self.num_tokens, size)
+                num_bytes = math.prod(dims) * self.dtype.itemsize
+                if self._spill is None:
+                    pools.append(_zeros(dims, self.dtype, self.device))
+                else:
+                    raw = self._spill.bytes[end : end + num_bytes]
+                    pools.append(raw.view(self.dtype).view(dims))
+                end += num_bytes
+            yield pools[0], pools[1]
 
     @property
     def num_tokens(self) -> int:
@@ -118,19 +77,19 @@ class KVCache:
 
     def allocate(self, num_tokens: int) -> PageRun | None:
         """A run for at least `num_tokens`, or None if no run of that length is free."""
-        return self.pages.allocate(-(-num_tokens // KV_PAGE_TOKENS))
+        return self.pages.allocate(pages_for(num_tokens))
 
     def release(self, run: PageRun) -> None:
         self.pages.release(run)
 
     def scrub(self, run: PageRun) -> None:
         """Forget what the run holds: a broken row's values may not be numbers."""
-        for pool in (*self._keys, *self._values):
+        for pool in self.pools():
             pool[:, run.slot : run.slot + run.num_tokens] = 0
 
     def move(self, old: PageRun, new: PageRun, num_tokens: int) -> None:
         """Copy the first `num_tokens` of every layer from `old` to `new`, then release `old`."""
-        for pool in (*self._keys, *self._values):
+        for pool in self.pools():
             pool[:, new.slot : new.slot + num_tokens] = pool[:, old.slot : old.slot + num_tokens]
         self.release(old)
 
@@ -138,23 +97,46 @@ class KVCache:
         """A larger run in place of `run`, over its pages and free ones, with its first `num_used`
         tokens; None leaves `run` as it was.
         """
-        larger = self.pages.regrow(run, -(-num_tokens // KV_PAGE_TOKENS))
+        larger = self.pages.regrow(run, pages_for(num_tokens))
         if larger is not None and larger.slot != run.slot:
-            for pool in (*self._keys, *self._values):
+            for pool in self.pools():
                 used = pool[:, run.slot : run.slot + num_used].clone()  # the runs may overlap
                 pool[:, larger.slot : larger.slot + num_used] = used
         return larger
 
+    def adopt(self, source: "KVCache", slot: int, num_tokens: int, target_slot: int) -> None:
+        """Copy tokens of another tier's pool, of every layer, to `target_slot` on."""
+        for mine, theirs in zip(self.pools(), source.pools(), strict=True):
+            mine[:, target_slot : target_slot + num_tokens] = theirs[:, slot : slot + num_tokens]
+
+    def read_ahead(self, index: int, slot: int, num_tokens: int) -> None:
+        """Have the kernel read a layer's tokens from the spill file; only on disk there is any."""
+        if self._spill is None:
+            return
+        for pool in self._layers[index]:
+            begin = pool.data_ptr() - self._spill.bytes.data_ptr()
+            for head in range(pool.shape[0]):
+                first = head * pool.stride(0) + slot * pool.stride(1)
+                self._spill.will_need(
+                    begin + first * pool.itemsize, num_tokens * pool.stride(1) * pool.itemsize
+                )
+
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (heads, slots, key_size) and values (heads, slots, value_size) of one layer."""
-        return self._keys[index], self._values[index]
+        return self._layers[index]
+
+    def pools(self) -> Iterator[torch.Tensor]:
+        """Keys, then values, of every layer."""
+        for keys, values in self._layers:
+            yield keys
+            yield values
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _zeros(dims: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """On the CPU pages that the kernel zeroes when they are first written: `torch.zeros` would
     write, and so take, the whole budget at once.
     """
-    if device.type != "cpu" or 0 in shape:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    buffer = HostBuffer(math.prod(shape) * dtype.itemsize)
-    return buffer.bytes.view(dtype).view(shape)
+    if device.type != "cpu" or 0 in dims:
+        return torch.zeros(dims, dtype=dtype, device=device)
+    buffer = HostBuffer(math.prod(dims) * dtype.itemsize)
+    return buffer.bytes.view(dtype).view(dims)

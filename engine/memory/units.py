@@ -104,7 +104,7 @@ class Placement:
     def _part_one(self, piece: Piece | None, split: Split | None) -> Parts:
         if piece is None:
             return _NOTHING
-        return self._part([piece], split or Split.resident(piece.num_bytes, self._policy.compute))
+        return self._part([piece], split or Split.on(self._policy.compute, piece.num_bytes))
 
     def _unit(self, name: str, parts: Parts) -> Unit:
         streamed = parts.hosted + parts.on_disk

@@ -65,6 +65,22 @@ def fixed_bytes(
     return shape.fixed_bytes + activations + _SCRATCH_BYTES
 
 
+def fetch_bytes(shape: ModelShape, policy: Policy) -> int:
+    """Two buffers of one layer's keys and values, for micro-batches that live on another tier."""
+    away = sum(policy.kv[tier] for tier in Tier if tier is not policy.compute)
+    if not away or policy.attends_beside:
+        return 0
+    tokens = policy.fetch_tokens + policy.micro_batch_tokens
+    layer_bytes = -(-shape.kv_bytes_per_token // shape.num_layers)
+    return 2 * min(-(-away // shape.num_layers), tokens * layer_bytes)
+
+
+def hidden_bytes(shape: ModelShape, policy: Policy) -> int:
+    """Hidden states of all of a sweep's tokens, where they wait between layers."""
+    tokens = policy.sweep_tokens + policy.block_rows
+    return tokens * shape.hidden_size * shape.compute_itemsize
+
+
 def compute_tier_bytes(shape: ModelShape, policy: Policy) -> int:
     """Peak bytes of weights, slots and activations on the compute tier, without KV."""
     compute = policy.compute
@@ -106,15 +122,19 @@ def _units(shape: ModelShape, policy: Policy) -> list[tuple[Sequence[Placeable],
         (shape.embedding, policy.embedding_split),
     ):
         if tensor is not None:
-            units.append(((tensor,), split or Split.resident(tensor.num_bytes, policy.compute)))
+            units.append(((tensor,), split or Split.on(policy.compute, tensor.num_bytes)))
     return units
 
 
 def peak_bytes(shape: ModelShape, policy: Policy) -> dict[Tier, int]:
-    """Peak bytes of each tier under `policy`; of disk, what is read from it while it runs."""
+    """Peak bytes of each tier under `policy`; of disk, what is read from or spilled to it."""
     peaks = dict.fromkeys(Tier, 0)
     peaks[policy.compute] += compute_tier_bytes(shape, policy)
-    peaks[policy.kv_tier] += policy.kv_bytes
+    for tier in Tier:
+        peaks[tier] += policy.kv[tier]
+    peaks[policy.compute] += fetch_bytes(shape, policy)
+    if policy.hidden_tier is not None:
+        peaks[policy.hidden_tier] += hidden_bytes(shape, policy)
     peaks[Tier.CPU] += host_extra_bytes(shape, policy)
     peaks[Tier.DISK] += sum(split.disk_bytes for _, split in _units(shape, policy))
     return peaks
@@ -134,9 +154,9 @@ def check_budgets(shape: ModelShape, policy: Policy, budgets: Budgets) -> None:
                 f"{limits[tier]:,} bytes: {peak - limits[tier]:,} bytes are lacking"
             )
     page_bytes = KV_PAGE_TOKENS * shape.kv_bytes_per_token
-    if policy.kv_bytes < page_bytes:
+    most_bytes = max(policy.kv[tier] for tier in Tier)
+    if most_bytes < page_bytes:
         raise BudgetError(
-            f"the policy gives keys and values {max(0, policy.kv_bytes):,} bytes of the "
-            f"{policy.kv_tier} tier, and one page of {KV_PAGE_TOKENS} tokens needs "
-            f"{page_bytes:,} bytes"
+            f"the policy gives keys and values {max(0, most_bytes):,} bytes of any one tier, and "
+            f"one page of {KV_PAGE_TOKENS} tokens needs {page_bytes:,} bytes"
         )

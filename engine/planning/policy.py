@@ -17,7 +17,8 @@ class Tier(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Stored bytes of one layer's placeable tensors in each tier, in the pack's order.
+    """Bytes in each tier; of one layer's weights the stored bytes that a policy places, in the
+    pack's order.
 
     A border may lie at any row of a matrix and any expert of a stack. What lies on the compute tier
     is resident; the rest is streamed once a sweep. With the CPU as compute tier `gpu_bytes` is 0
@@ -29,10 +30,12 @@ class Split:
     disk_bytes: int
 
     @classmethod
-    def resident(cls, num_bytes: int, compute: Tier) -> Self:
-        """Everything on the compute tier."""
-        on_gpu = num_bytes if compute is Tier.GPU else 0
-        return cls(gpu_bytes=on_gpu, cpu_bytes=num_bytes - on_gpu, disk_bytes=0)
+    def on(cls, tier: Tier, num_bytes: int) -> Self:
+        """All of them on one tier."""
+        return cls(**{f"{each}_bytes": num_bytes if each is tier else 0 for each in Tier})
+
+    def __getitem__(self, tier: Tier) -> int:
+        return int(getattr(self, f"{tier}_bytes"))
 
     @property
     def total_bytes(self) -> int:
@@ -50,9 +53,11 @@ class Split:
 class Policy:
     """One decision for a whole run. The engine executes exactly this or refuses it.
 
-    `kv_bytes` are allocated on `kv_tier`, where attention then runs. `head_split` and
-    `embedding_split` are None where the tensor is wholly resident; a tied model's one table is its
-    head. What of an embedding is not resident is read row by row, as tokens ask for it.
+    `kv` are the bytes that keys and values get on each tier; rows live on the fastest one that has
+    room. Those that do not live on the compute tier attend on the CPU beside them where
+    `attends_beside` says so, and are fetched otherwise. `head_split` and `embedding_split` are None
+    where the tensor is wholly resident; a tied model's one table is its head. What of an embedding
+    is not resident is read row by row, as tokens ask for it.
     """
 
     compute: Tier
@@ -62,22 +67,25 @@ class Policy:
     """Prompt tokens that one sweep may carry beside the decoding rows."""
     micro_batch_tokens: int
     """Tokens of one forward call: bounds activations."""
-    kv_tier: Tier
-    kv_bytes: int
+    kv: Split
     layer_splits: tuple[Split, ...]
     reason: str
+    attends_beside: bool = True
+    fetch_tokens: int = 65536
+    """Cached tokens that one micro-batch may bring from another tier."""
+    hidden_tier: Tier | None = None
+    """Where hidden states lie between layers; None is the compute tier."""
     head_split: Split | None = None
     embedding_split: Split | None = None
     num_slots: int = 2
     """Places for streamed layers on the compute tier: one computes while the others are filled."""
 
     def __post_init__(self) -> None:
-        least = {"block_rows": 1, "sweep_tokens": 1, "micro_batch_tokens": 1, "num_slots": 2}
-        for name, least_value in least.items():
-            if getattr(self, name) < least_value:
-                raise BudgetError(
-                    f"a policy's {name} is at least {least_value}, not {getattr(self, name)}"
-                )
+        for name in ("block_rows", "sweep_tokens", "micro_batch_tokens", "fetch_tokens"):
+            if getattr(self, name) < 1:
+                raise BudgetError(f"a policy's {name} is at least 1, not {getattr(self, name)}")
+        if self.num_slots < 2:
+            raise BudgetError(f"a policy's num_slots is at least 2, not {self.num_slots}")
 
     @property
     def streamed_bytes(self) -> int:

@@ -3,27 +3,76 @@
 Holds the KV runs of its rows and knows when a row is finished; computes nothing.
 """
 
+import bisect
 import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-from engine.config import Completion, FinishReason, Prompt
-from engine.memory.kv_cache import KVCache, PageRun
+from engine.compute.sampling import Sampled
+from engine.compute.segments import Segment
+from engine.config import Completion, FinishReason, Prompt, TokenLogprobs
+from engine.memory.kv_cache import KVCache
+from engine.memory.pages import PageRun, pages_for
+from engine.planning.cost import KV_PAGE_TOKENS
+from engine.planning.policy import Tier
+from engine.sweep.prefixes import Prefix, PrefixTree, num_common
 
 _FIRST_ROOM_TOKENS: Final = 32
 """Generated tokens that a new row's run has room for; a run that fills up is doubled."""
 
+_LEAST_SHARED_TOKENS: Final = 2 * KV_PAGE_TOKENS
+"""A prefix shorter than this is computed by each row for itself."""
+
+
+class Home:
+    """One tier's cache and the prefixes kept in it: where rows live."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self.prefixes = PrefixTree(cache)
+
+    @property
+    def tier(self) -> Tier:
+        return self.cache.tier
+
+    def can_hold(self, num_tokens: int) -> bool:
+        """Whether a row of that length fits if it is alone."""
+        return pages_for(num_tokens) <= self.cache.pages.num_pages
+
+    def allocate(self, num_tokens: int) -> PageRun | None:
+        """A run, if need be in place of prefixes that nobody uses."""
+        while (run := self.cache.allocate(num_tokens)) is None:
+            if not self.prefixes.evict():
+                return None
+        return run
+
+    def extend(self, parent: Prefix | None, token_ids: Sequence[int]) -> Prefix | None:
+        """A new prefix after `parent`, likewise."""
+        while (prefix := self.prefixes.extend(parent, token_ids)) is None:
+            if not self.prefixes.evict():
+                return None
+        return prefix
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Row:
-    """One prompt on its way. Tokens before `num_cached` have their keys and values in `run`."""
+    """One completion of a prompt on its way: (`prompt.key`, `index`) are no other row's.
+
+    Tokens before `num_cached` have their keys and values in its home: those of `prefix` where
+    several rows share them, the others in `run`.
+    """
 
     prompt: Prompt
     limit_tokens: int  # prompt and generated together, by max_tokens and the context
+    index: int = 0
     generated: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # if asked for
     num_cached: int = 0
+    home: Home | None = None
     run: PageRun | None = None
+    prefix: Prefix | None = None
+    may_share: bool = True
 
     @property
     def num_tokens(self) -> int:
@@ -33,6 +82,10 @@ class Row:
     def num_pending(self) -> int:
         """Tokens not yet in the cache: 1 while decoding, more while a prompt is prefilled."""
         return self.num_tokens - self.num_cached
+
+    @property
+    def num_shared(self) -> int:
+        return self.prefix.end if self.prefix else 0
 
     def pending_tokens(self, count: int) -> list[int]:
         prompt = self.prompt.token_ids
@@ -45,25 +98,61 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """A row's part of one sweep. `samples` if its last pending token is among `num_tokens`."""
+    """A row's part of one sweep. With `prefix` the tokens are that prefix's, on the row's behalf."""
 
     row: Row
     num_tokens: int
+    prefix: Prefix | None = None
 
     @property
     def samples(self) -> bool:
-        return self.num_tokens == self.row.num_pending
+        """Whether the row's last pending token is among them."""
+        return self.prefix is None and self.num_tokens == self.row.num_pending
+
+    @property
+    def tier(self) -> Tier:
+        assert self.row.home is not None, "a row without a home takes no part"
+        return self.row.home.tier
+
+    def token_ids(self) -> list[int]:
+        return (self.prefix or self.row).pending_tokens(self.num_tokens)
+
+    def segment(self, start: int) -> Segment:
+        """Its place in a micro-batch, from `start` on."""
+        if self.prefix is not None:
+            parent = self.prefix.parent
+            return Segment(
+                start=start,
+                num_tokens=self.num_tokens,
+                past=self.prefix.start + self.prefix.num_cached,
+                slot=self.prefix.run.slot,
+                prefix=parent.spans() if parent else (),
+            )
+        row = self.row
+        assert row.run is not None, "a row without pages takes no part"
+        return Segment(
+            start=start,
+            num_tokens=self.num_tokens,
+            past=row.num_cached,
+            slot=row.run.slot,
+            prefix=row.prefix.spans() if row.prefix else (),
+        )
 
 
 class Block:
-    """All rows that the engine carries. Oldest rows first in every order."""
+    """All rows that the engine carries. Oldest rows first in every order; fastest homes first."""
 
-    def __init__(self, cache: KVCache, *, max_rows: int) -> None:
-        self._cache = cache
+    def __init__(self, caches: Sequence[KVCache], *, max_rows: int) -> None:
+        self.homes = [Home(cache) for cache in caches]
         self._max_rows = max_rows
         self._waiting: collections.deque[Row] = collections.deque()
         self._running: list[Row] = []
+        self._prompts: list[
+            tuple[int, ...]
+        ] = []  # of the waiting rows, sorted: likes are neighbours
         self.num_preempted = 0
+        self.num_shared_tokens = 0
+        """Prompt tokens that rows found computed, or computed by another."""
 
     @property
     def num_rows(self) -> int:
@@ -79,37 +168,52 @@ class Block:
 
     def add(self, row: Row) -> None:
         self._waiting.append(row)
+        bisect.insort(self._prompts, row.prompt.token_ids)
 
     def drop(self, key: str) -> None:
+        """Drop all rows of a prompt."""
         for row in [row for row in self._running if row.prompt.key == key]:
             assert row.run is not None
-            self._cache.scrub(row.run)
+            assert row.home is not None
+            row.home.cache.scrub(row.run)
             self._leave(row)
-        self._waiting = collections.deque(row for row in self._waiting if row.prompt.key != key)
+        for row in [row for row in self._waiting if row.prompt.key == key]:
+            self._waiting.remove(row)
+            self._forget_prompt(row)
 
     def compose(self, *, sweep_tokens: int, max_segment_tokens: int) -> list[Share]:
         """Who takes part in the next sweep: every decoding row, then prompt tokens in order of
         arrival up to `sweep_tokens`, refilled from the waiting rows. Only younger rows make room for
-        a row, so the oldest always takes part.
+        a row, so the oldest always takes part. A row whose prefix is not all there waits for it.
+        The shares of slower homes come first: theirs is the attention to hide behind the others.
         """
         self._admit()
         shares: list[Share] = []
+        begun: set[Prefix] = set()
         budget_tokens = sweep_tokens
         for row in list(self._running):
             if row.run is None:
                 continue  # preempted, a moment ago, for an older one
+            prefix = _unfinished(row)
+            if prefix is not None:
+                count = min(prefix.num_pending, budget_tokens, max_segment_tokens)
+                if count and prefix not in begun:
+                    begun.add(prefix)
+                    budget_tokens -= count
+                    shares.append(Share(row=row, num_tokens=count, prefix=prefix))
+                continue
             count = row.num_pending
             if count > 1:
                 count = min(count, budget_tokens, max_segment_tokens)
                 budget_tokens -= count
             if count and self._make_room(row, row.num_cached + count):
                 shares.append(Share(row=row, num_tokens=count))
-        return shares
+        return self._slowest_homes_first(shares)
 
     def finish(
         self,
         shares: Sequence[Share],
-        tokens: Iterable[int],
+        tokens: Iterable[Sampled],
         *,
         is_end: Callable[[Row, int], FinishReason | None],
         complete: Callable[[Row, FinishReason], Completion],
@@ -119,57 +223,153 @@ class Block:
         completions = []
         for share in shares:
             row = share.row
+            if share.prefix is not None:
+                share.prefix.num_cached += share.num_tokens
+                continue
             samples = share.samples
             row.num_cached += share.num_tokens
             if not samples:
                 continue
-            token = next(sampled)
-            row.generated.append(token)
-            reason = is_end(row, token)
+            token_id, logprobs = next(sampled)
+            row.generated.append(token_id)
+            if logprobs is not None:
+                row.logprobs.append(logprobs)
+            reason = is_end(row, token_id)
             if reason is not None:
                 completions.append(complete(row, reason))
                 self._leave(row)
         return completions
 
+    def _slowest_homes_first(self, shares: Sequence[Share]) -> list[Share]:
+        if len(self.homes) == 1:
+            return list(shares)
+        order = [home.tier for home in reversed(self.homes)]
+        return sorted(shares, key=lambda share: order.index(share.tier))
+
+    # -- who comes in ----------------------------------------------------------------------
+
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._max_rows:
             row = self._waiting[0]
-            room = min(row.limit_tokens, row.num_tokens + _FIRST_ROOM_TOKENS)
-            row.run = self._cache.allocate(room)
-            if row.run is None:
+            if not any(self._place(row, home) for home in self.homes):
                 return
             self._running.append(self._waiting.popleft())
+            self._forget_prompt(row)
 
-    def _make_room(self, row: Row, num_tokens: int) -> bool:
-        """Let the row's run hold `num_tokens`, preempting younger rows if it must be; False if
-        older rows hold what it needs.
-        """
-        assert row.run is not None
-        while num_tokens > row.run.num_tokens:
-            wanted = max(num_tokens, min(row.limit_tokens, 2 * row.run.num_tokens))
-            larger = self._cache.allocate(wanted) or self._cache.allocate(num_tokens)
-            if larger is not None:
-                self._cache.move(row.run, larger, row.num_cached)
-            else:
-                larger = self._cache.regrow(row.run, num_tokens, num_used=row.num_cached)
-            if larger is not None:
-                row.run = larger
-            elif self._running[-1] is row:
-                self._preempt(row)
-                return False
-            else:
-                self._preempt(self._running[-1])
+    def _place(self, row: Row, home: Home) -> bool:
+        if not home.can_hold(row.limit_tokens):
+            return False  # its growth could not be promised there
+        prefix = self._prefix_of(row, home) if row.may_share else None
+        if prefix is not None:
+            home.prefixes.acquire(prefix)
+        num_shared = prefix.end if prefix else 0
+        room = min(row.limit_tokens, row.num_tokens + _FIRST_ROOM_TOKENS) - num_shared
+        row.run = home.allocate(room)
+        if row.run is None:
+            if prefix is not None:
+                home.prefixes.release(prefix)
+            return False
+        row.home, row.prefix, row.num_cached = home, prefix, num_shared
+        self.num_shared_tokens += num_shared
         return True
 
+    def _prefix_of(self, row: Row, home: Home) -> Prefix | None:
+        """What the row shares with rows that came before it or are still waiting. At least its last
+        prompt token stays its own: it has to be computed to go on from there.
+        """
+        token_ids = row.prompt.token_ids[:-1]
+        prefix = home.prefixes.find(token_ids)
+        start = prefix.end if prefix else 0
+        end = min(self._num_common(row), len(token_ids)) // KV_PAGE_TOKENS * KV_PAGE_TOKENS
+        if end - start < _LEAST_SHARED_TOKENS:
+            return prefix
+        return home.extend(prefix, token_ids[start:end]) or prefix
+
+    def _num_common(self, row: Row) -> int:
+        """The most leading tokens that the waiting row has in common with another waiting one."""
+        at = bisect.bisect_left(self._prompts, row.prompt.token_ids)
+        near = [self._prompts[i] for i in (at - 1, at + 1) if 0 <= i < len(self._prompts)]
+        return max((num_common(row.prompt.token_ids, other) for other in near), default=0)
+
+    def _forget_prompt(self, row: Row) -> None:
+        del self._prompts[bisect.bisect_left(self._prompts, row.prompt.token_ids)]
+
+    # -- who makes room --------------------------------------------------------------------
+
+    def _make_room(self, row: Row, num_tokens: int) -> bool:
+        """Let the row hold `num_tokens`, preempting younger rows of its home if it must be; False if
+        older rows hold what it needs.
+        """
+        assert row.home is not None
+        assert row.run is not None
+        while num_tokens - row.num_shared > row.run.num_tokens:
+            larger = self._larger_run(row, num_tokens - row.num_shared)
+            if larger is not None:
+                row.run = larger
+            elif not self._spill(row):
+                youngest = next(each for each in reversed(self._running) if each.home is row.home)
+                self._preempt(youngest)
+                if youngest is row:
+                    return False
+        return True
+
+    def _larger_run(self, row: Row, num_own: int) -> PageRun | None:
+        assert row.home is not None
+        assert row.run is not None
+        home, used = row.home, row.num_cached - row.num_shared
+        wanted = max(num_own, min(row.limit_tokens - row.num_shared, 2 * row.run.num_tokens))
+        larger = home.allocate(wanted) or home.allocate(num_own)
+        if larger is None:
+            return home.cache.regrow(row.run, num_own, num_used=used)
+        home.cache.move(row.run, larger, used)
+        return larger
+
+    def _spill(self, row: Row) -> bool:
+        """Move the row to a slower home that has room; its prefix is copied there with it."""
+        assert row.home is not None
+        for home in self.homes[self.homes.index(row.home) + 1 :]:
+            if not home.can_hold(row.limit_tokens):
+                continue
+            run = home.allocate(min(row.limit_tokens, row.num_tokens + _FIRST_ROOM_TOKENS))
+            if run is None:
+                continue
+            assert row.run is not None
+            own = row.num_cached - row.num_shared
+            spans = row.prefix.spans() if row.prefix else ()
+            for span in spans:
+                home.cache.adopt(row.home.cache, span.slot, span.num_tokens, run.slot + span.start)
+            home.cache.adopt(row.home.cache, row.run.slot, own, run.slot + row.num_shared)
+            self._let_go(row)
+            row.home, row.run = home, run
+            return True
+        return False
+
     def _preempt(self, row: Row) -> None:
-        """Back to the head of the waiting rows; what it generated is prefilled again later."""
+        """Back to the head of the waiting rows; what it generated is prefilled again later. One
+        that was alone in its home found the room in pieces: without sharing it will fit.
+        """
+        home = row.home
         self._leave(row)
+        row.may_share = any(each.home is home for each in self._running)
         row.num_cached = 0
         self._waiting.appendleft(row)
+        bisect.insort(self._prompts, row.prompt.token_ids)
         self.num_preempted += 1
 
     def _leave(self, row: Row) -> None:
-        assert row.run is not None
         self._running.remove(row)
-        self._cache.release(row.run)
-        row.run = None
+        self._let_go(row)
+
+    def _let_go(self, row: Row) -> None:
+        assert row.home is not None
+        assert row.run is not None
+        row.home.cache.release(row.run)
+        if row.prefix is not None:
+            row.home.prefixes.release(row.prefix)
+        row.home, row.run, row.prefix = None, None, None
+
+
+def _unfinished(row: Row) -> Prefix | None:
+    """The first prefix of the row that is not all computed."""
+    chain = row.prefix.chain() if row.prefix else ()
+    return next((prefix for prefix in chain if prefix.num_pending), None)

@@ -24,6 +24,8 @@ class Report:
     completions: int = 0
     peak_rows: int = 0
     preempted_rows: int = 0
+    shared_tokens: int = 0
+    """Prompt tokens that were not computed: another row had them, or has computed them for all."""
     weights_streamed_bytes: int = 0
     weights_fetched_s: float = 0.0
     weights_waited_s: float = 0.0

@@ -1,6 +1,7 @@
 """The order of one sweep, and nothing else: which layer, which micro-batch, when weights change."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -21,17 +22,25 @@ def steps(num_layers: int, num_micro_batches: int) -> Iterator[Step]:
             yield Step(layer, micro_batch, micro_batch == 0, micro_batch == last)
 
 
-def pack_micro_batches(lengths: Sequence[int], *, max_tokens: int) -> list[range]:
-    """Cut consecutive segments into micro-batches of at most `max_tokens`, by index.
+def with_next(order: Iterable[Step]) -> Iterator[tuple[Step, Step | None]]:
+    """Each step with the one after it, so that what that one needs can be fetched beside this one."""
+    whole: list[Step | None] = [*order, None]
+    for step, coming in itertools.pairwise(whole):
+        assert step is not None
+        yield step, coming
 
-    A segment is never cut here: none may be longer than `max_tokens`.
+
+def pack_micro_batches(sizes: Sequence[tuple[int, ...]], *, limits: tuple[int, ...]) -> list[range]:
+    """Cut consecutive segments into micro-batches by index: of each of a segment's sizes (new tokens,
+    say, and cached ones) a micro-batch carries at most the limit in sum.
+
+    A segment is never cut here: one that is over a limit goes alone.
     """
     cuts = [0]
-    tokens = 0
-    for index, length in enumerate(lengths):
-        assert length <= max_tokens, f"a segment of {length} tokens in batches of {max_tokens}"
-        if tokens + length > max_tokens:
+    sums = [0] * len(limits)
+    for index, segment in enumerate(sizes):
+        sums = [total + size for total, size in zip(sums, segment, strict=True)]
+        if index > cuts[-1] and any(s > limit for s, limit in zip(sums, limits, strict=True)):
             cuts.append(index)
-            tokens = 0
-        tokens += length
-    return [range(*pair) for pair in zip(cuts, [*cuts[1:], len(lengths)], strict=True)]
+            sums = list(segment)
+    return [range(*pair) for pair in zip(cuts, [*cuts[1:], len(sizes)], strict=True)]

@@ -1,20 +1,30 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import pytest
 import torch
 from torch import nn
 
-from engine.compute.attend import Head, Segment, attend_gathered, attend_views, plan_decoding
-from engine.compute.attention import AttentionContext, Packing, attach, freight_attention
+from engine.compute.attend import attend, plan_attention
+from engine.compute.attention import AttentionContext, attach, freight_attention
+from engine.compute.gather import attend_gathered, plan_gathering
+from engine.compute.packing import Packing
+from engine.compute.routes import Here
+from engine.compute.segments import Head, Segment, Span
 from engine.errors import UnsupportedModelError
 from engine.memory.kv_cache import KVCache, KVShape
+from engine.planning.policy import Tier
+from engine.timeline import Timeline
 
 KV_HEADS: Final = 2
 SIZE: Final = 8
 NUM_SLOTS: Final = 512
 
 Attend = Callable[..., torch.Tensor]
+
+# Where shared prefixes lie, from the cache's first slot on: (first position, tokens).
+PREFIXES: Final = {"job": (0, 16), "first": (16, 32), "second": (16, 16)}
+CHAINS: Final = {"job": ("job",), "first": ("job", "first"), "second": ("job", "second")}
 
 # (new tokens, tokens cached before) of each segment.
 PACKINGS: Final[dict[str, list[tuple[int, int]]]] = {
@@ -36,15 +46,40 @@ HEADS: Final[dict[str, Head]] = {
 }
 
 
-def segments_of(packing: list[tuple[int, int]]) -> list[Segment]:
+# (new tokens, tokens cached before, what is shared) of each segment.
+SHARING: Final[dict[str, list[tuple[int, int, str]]]] = {
+    "one_prefix": [(1, 20, "job"), (1, 33, "job"), (1, 16, "job")],
+    "a_tree": [(1, 60, "first"), (1, 40, "second"), (5, 48, "first"), (3, 16, "job"), (1, 17, "")],
+    "the_first_chunks": [(7, 32, "second"), (9, 48, "first"), (4, 0, "")],
+}
+
+
+def spans_of(shared: str) -> tuple[Span, ...]:
+    """The prefixes lie one behind the other."""
+    slots = {"job": 0, "first": 16, "second": 48}
+    chain = CHAINS.get(shared, ())
+    return tuple(Span(slots[name], *PREFIXES[name]) for name in chain)
+
+
+def segments_of(packing: Sequence[tuple[int, int] | tuple[int, int, str]]) -> list[Segment]:
     """Rows lie in the cache in reverse order, with slots between them that belong to nobody."""
     segments = []
     start, end = 0, NUM_SLOTS
-    for num_tokens, past in packing:
+    for num_tokens, past, *shared in packing:
+        prefix = spans_of(shared[0]) if shared else ()
         end -= past + num_tokens + 3
-        segments.append(Segment(start=start, num_tokens=num_tokens, past=past, slot=end))
+        segments.append(
+            Segment(start=start, num_tokens=num_tokens, past=past, slot=end, prefix=prefix)
+        )
         start += num_tokens
     return segments
+
+
+def slots_of(segment: Segment) -> list[int]:
+    """The slot of each position of its context."""
+    return [
+        slot for span in segment.spans for slot in range(span.slot, span.slot + span.num_tokens)
+    ]
 
 
 def written_out(
@@ -63,7 +98,7 @@ def written_out(
         for token in range(segment.num_tokens):
             last = segment.past + token
             first = 0 if head.window is None else max(0, last - head.window + 1)
-            span = slice(segment.slot + first, segment.slot + last + 1)
+            span = slots_of(segment)[first : last + 1]
             at = segment.start + token
             for number in range(query.shape[0]):
                 scores = keys[number // group, span] @ query[number, at] * head.scaling
@@ -88,13 +123,13 @@ def random_tensors(
     values = torch.randn(KV_HEADS, NUM_SLOTS, value_size, generator=generator)
     seen = torch.zeros(NUM_SLOTS, dtype=torch.bool)
     for segment in segments:
-        seen[segment.slot : segment.slot + segment.context] = True
+        seen[slots_of(segment)] = True
     keys[:, ~seen] = torch.nan
     values[:, ~seen] = torch.nan
     return query, keys, values
 
 
-def attend_in_pairs(
+def attend_views(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -103,16 +138,26 @@ def attend_in_pairs(
     head: Head,
 ) -> torch.Tensor:
     """What lies behind a row's end is finite, as the cache sees to, and must count for nothing."""
-    plan = None
-    if head.is_plain:
-        plan = plan_decoding(segments, window=head.window, num_slots=NUM_SLOTS)
+    plan = plan_attention(segments, window=head.window, num_slots=NUM_SLOTS)
     keys, values = keys.nan_to_num(50.0), values.nan_to_num(1e6)
-    return attend_views(query, keys, values, segments=segments, head=head, plan=plan)
+    return attend(query, keys, values, plan=plan, head=head)
+
+
+def attend_copies(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    segments: list[Segment],
+    head: Head,
+) -> torch.Tensor:
+    plan = plan_gathering(segments, window=head.window, device=keys.device)
+    return attend_gathered(query, keys, values, plan=plan, head=head)
 
 
 def test_rows_of_like_length_are_paired_and_no_pair_reaches_beyond_the_pool() -> None:
     segments = segments_of(PACKINGS["like_lengths"])
-    plan = plan_decoding(segments, window=None, num_slots=NUM_SLOTS)
+    plan = plan_attention(segments, window=None, num_slots=NUM_SLOTS)
     assert sorted(plan.order.tolist()) == [segment.start for segment in segments]
     # The longest has no like; the last row of the pool is shorter than its like, and goes alone.
     assert sorted(pair.num_rows for pair in plan.pairs) == [1, 2, 2, 2]
@@ -120,28 +165,37 @@ def test_rows_of_like_length_are_paired_and_no_pair_reaches_beyond_the_pool() ->
         assert pair.slot + pair.stride_slots + pair.length <= NUM_SLOTS
 
 
+def test_a_shared_prefix_costs_one_call_however_many_share_it() -> None:
+    plan = plan_attention(segments_of(SHARING["a_tree"]), window=None, num_slots=NUM_SLOTS)
+    assert [(part.slot, part.length) for part in plan.shared] == [(0, 16), (16, 32), (48, 16)]
+    found = [part.tokens.tolist() for part in plan.shared if isinstance(part.tokens, torch.Tensor)]
+    assert found == [list(range(10)), [0, *range(2, 7)], [1]]
+
+
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-@pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS)
-@pytest.mark.parametrize("attend", [attend_views, attend_in_pairs, attend_gathered])
+@pytest.mark.parametrize(
+    "packing", [*PACKINGS.values(), *SHARING.values()], ids=[*PACKINGS, *SHARING]
+)
+@pytest.mark.parametrize("attend_over", [attend_views, attend_copies])
 def test_attention_equals_the_formula_written_out(
-    attend: Attend, packing: list[tuple[int, int]], head: Head
+    attend_over: Attend, packing: list[tuple[int, int]], head: Head
 ) -> None:
     segments = segments_of(packing)
     tensors = random_tensors(segments)
-    found = attend(*tensors, segments=segments, head=head)
+    found = attend_over(*tensors, segments=segments, head=head)
     expected = written_out(*tensors, segments=segments, head=head)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("num_heads", "value_size"), [(2, SIZE), (6, SIZE), (4, 5), (8, 12)])
 @pytest.mark.parametrize("kind", ["plain", "softcap"])
-@pytest.mark.parametrize("attend", [attend_views, attend_in_pairs, attend_gathered])
+@pytest.mark.parametrize("attend_over", [attend_views, attend_copies])
 def test_any_number_of_query_heads_may_share_a_key_and_values_may_differ_in_size(
-    attend: Attend, kind: str, num_heads: int, value_size: int
+    attend_over: Attend, kind: str, num_heads: int, value_size: int
 ) -> None:
     segments = segments_of(PACKINGS["mixed"])
     tensors = random_tensors(segments, num_heads=num_heads, value_size=value_size)
-    found = attend(*tensors, segments=segments, head=HEADS[kind])
+    found = attend_over(*tensors, segments=segments, head=HEADS[kind])
     expected = written_out(*tensors, segments=segments, head=HEADS[kind])
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
@@ -150,10 +204,10 @@ def test_any_number_of_query_heads_may_share_a_key_and_values_may_differ_in_size
 def test_decoding_rows_of_very_different_length_are_gathered_apart_and_all_are_right(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.compute.attend._GATHER_TOKENS", 64)
+    monkeypatch.setattr("engine.compute.gather._GATHER_TOKENS", 64)
     segments = segments_of([(1, past) for past in (150, 0, 31, 7, 90, 30, 29)])
     tensors = random_tensors(segments)
-    found = attend_gathered(*tensors, segments=segments, head=HEADS[kind])
+    found = attend_copies(*tensors, segments=segments, head=HEADS[kind])
     expected = written_out(*tensors, segments=segments, head=HEADS[kind])
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
@@ -180,17 +234,16 @@ def cache() -> KVCache:
         [shape] * 2,
         budget_bytes=NUM_SLOTS * token_bytes,
         dtype=torch.float32,
-        device=torch.device("cpu"),
     )
 
 
+def context_of(cache: KVCache) -> AttentionContext:
+    return AttentionContext({Tier.CPU: Here(cache, Timeline())})
+
+
 def packed(segments: list[Segment]) -> Packing:
-    slots = [
-        segment.slot + segment.past + token
-        for segment in segments
-        for token in range(segment.num_tokens)
-    ]
-    return Packing(segments=segments, slots=torch.tensor(slots))
+    slots = [slot for segment in segments for slot in segment.new_slots]
+    return Packing(tier=Tier.CPU, segments=segments, slots=torch.tensor(slots), num_slots=NUM_SLOTS)
 
 
 def inputs(num_tokens: int) -> list[torch.Tensor]:
@@ -209,7 +262,7 @@ def test_only_the_new_tokens_slots_of_the_modules_own_layer_are_written(cache: K
     fill(cache)
     before = [[pool.clone() for pool in cache.layer(layer)] for layer in range(2)]
     segments = segments_of(PACKINGS["mixed"])
-    context = AttentionContext(cache)
+    context = context_of(cache)
     context.packing = packing = packed(segments)
     query, key, value = inputs(len(packing.slots))
     freight_attention(Layer(context), query, key, value, None)
@@ -227,7 +280,7 @@ def test_a_window_comes_from_the_call_or_from_the_configs_layer_types(
 ) -> None:
     fill(cache)
     segments = segments_of(PACKINGS["mixed"])
-    context = AttentionContext(cache)
+    context = context_of(cache)
     context.packing = packing = packed(segments)
     query, key, value = inputs(len(packing.slots))
     layer = Layer(context)
@@ -245,7 +298,7 @@ def test_keys_are_scaled_by_the_root_of_their_size_when_the_model_names_no_scale
 ) -> None:
     fill(cache)
     segments = segments_of(PACKINGS["mixed"])
-    context = AttentionContext(cache)
+    context = context_of(cache)
     context.packing = packed(segments)
     query, key, value = inputs(len(context.packing.slots))
     found, _ = freight_attention(Layer(context), query, key, value, None)
@@ -256,7 +309,7 @@ def test_keys_are_scaled_by_the_root_of_their_size_when_the_model_names_no_scale
 
 @pytest.mark.parametrize("option", ["attention_mask", "position_bias"])
 def test_a_mask_or_bias_of_the_models_own_is_refused(cache: KVCache, option: str) -> None:
-    context = AttentionContext(cache)
+    context = context_of(cache)
     context.packing = packed(segments_of([(3, 0)]))
     query, key, value = inputs(3)
     mask = torch.zeros(1, 1, 3, 3) if option == "attention_mask" else None
@@ -272,7 +325,7 @@ def test_heads_unlike_the_configs_promise_are_refused_with_both_shapes(
 ) -> None:
     fill(cache)
     before = [pool.clone() for pool in cache.layer(1)]
-    context = AttentionContext(cache)
+    context = context_of(cache)
     context.packing = packed(segments_of([(3, 0)]))
     query, key, value = inputs(3)
     given = {"key": key, "value": value} | {which: torch.zeros(shape)}

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.compute.sampling import Sampled
 from engine.config import Completion, FinishReason, Prompt, Sampling
 from engine.memory.kv_cache import KVCache, KVShape
 from engine.planning.cost import KV_PAGE_TOKENS
@@ -15,15 +16,15 @@ from engine.sweep.block import Block, Row, Share
 VOCAB_SIZE: Final = 50_000
 
 
-def row_of(key: str, num_prompt_tokens: int, max_tokens: int, *, longest: int | None = None) -> Row:
+def row_of(key: str, num_prompt_tokens: int, max_tokens: int, *, like: str = "") -> Row:
+    """Rows of one key, or `like` the same one, begin with the same tokens."""
     token_ids = tuple(
-        zlib.crc32(f"{key} {at}".encode()) % VOCAB_SIZE for at in range(num_prompt_tokens)
+        zlib.crc32(f"{like or key} {at}".encode()) % VOCAB_SIZE for at in range(num_prompt_tokens)
     )
     sampling = Sampling(max_tokens=max_tokens)
-    limit = num_prompt_tokens + max_tokens
     return Row(
         prompt=Prompt(key=key, token_ids=token_ids, sampling=sampling),
-        limit_tokens=limit if longest is None else min(longest, limit),
+        limit_tokens=num_prompt_tokens + max_tokens,
     )
 
 
@@ -49,16 +50,19 @@ class Sweeper:
         self,
         *,
         num_pages: int,
+        num_spill_pages: int = 0,
         max_rows: int = 8,
         sweep_tokens: int = 64,
         max_segment_tokens: int = 64,
     ) -> None:
         shape = KVShape(num_heads=1, key_size=1, value_size=1)
         budget_bytes = num_pages * KV_PAGE_TOKENS * shape.token_bytes(torch.float64)
-        self.cache = KVCache(
-            [shape], budget_bytes=budget_bytes, dtype=torch.float64, device=torch.device("cpu")
-        )
-        self.block = Block(self.cache, max_rows=max_rows)
+        spill_bytes = num_spill_pages * KV_PAGE_TOKENS * shape.token_bytes(torch.float64)
+        self.cache = KVCache([shape], budget_bytes=budget_bytes, dtype=torch.float64)
+        caches = [self.cache]
+        if num_spill_pages:  # a second home; which tier it is makes no difference to the block
+            caches.append(KVCache([shape], budget_bytes=spill_bytes, dtype=torch.float64))
+        self.block = Block(caches, max_rows=max_rows)
         self._max_rows = max_rows
         self._sweep_tokens = sweep_tokens
         self._max_segment_tokens = max_segment_tokens
@@ -71,35 +75,58 @@ class Sweeper:
         )
         self._require_legal(shares)
         sampled = [self._compute(share) for share in shares]
-        tokens = [token for token in sampled if token is not None]
+        tokens = [Sampled(token) for token in sampled if token is not None]
         self.completions += self.block.finish(shares, tokens, is_end=is_end, complete=complete)
         return {share.row.prompt.key: share.num_tokens for share in shares}
 
     def _require_legal(self, shares: list[Share]) -> None:
         assert self.block.num_running <= self._max_rows
         assert all(1 <= share.num_tokens <= self._max_segment_tokens for share in shares)
-        chunks = [share.num_tokens for share in shares if share.row.num_pending > 1]
+        is_chunk = [share.prefix is not None or share.row.num_pending > 1 for share in shares]
+        chunks = [share.num_tokens for share, chunk in zip(shares, is_chunk, strict=True) if chunk]
         assert sum(chunks) <= self._sweep_tokens
-        pages: list[int] = []
+        written: list[tuple[int, int]] = []
         for share in shares:
-            run = share.row.run
+            home = share.row.home
+            assert home is not None
+            segment = share.segment(0)
+            run = share.prefix.run if share.prefix else share.row.run
             assert run is not None
-            assert share.row.num_cached + share.num_tokens <= run.num_tokens
-            pages += range(run.first_page, run.first_page + run.num_pages)
-        assert len(pages) == len(set(pages)), "two rows share a page"
+            assert run.slot <= segment.new_slots.start
+            assert segment.new_slots.stop <= run.slot + run.num_tokens
+            written += [(id(home), slot) for slot in segment.new_slots]
+        assert len(written) == len(set(written)), "two rows write to one slot"
+        assert len({share.row.prompt.key for share in shares}) == len(shares)
 
     def _compute(self, share: Share) -> int | None:
-        row = share.row
-        assert row.run is not None
-        [keys], _ = self.cache.layer(0)
-        held = keys[row.run.slot :, 0]
-        end = row.num_cached + share.num_tokens
-        held[row.num_cached : end] = torch.tensor(row.pending_tokens(share.num_tokens)).double()
-        return next_token(held[:end].tolist()) if share.samples else None
+        assert share.row.home is not None
+        [keys], _ = share.row.home.cache.layer(0)
+        segment = share.segment(0)
+        held = keys[:, 0]
+        held[list(segment.new_slots)] = torch.tensor(share.token_ids()).double()
+        seen = [
+            token
+            for span in segment.spans
+            for token in held[span.slot : span.slot + span.num_tokens].tolist()
+        ]
+        return next_token(seen) if share.samples else None
+
+    def finish(self) -> None:
+        while self.block.num_rows:
+            self.sweep()
+
+    def num_kept_pages(self) -> int:
+        """Pages of prefixes that were shared, and may be again."""
+        return sum(home.prefixes.num_pages for home in self.block.homes)
 
     def require_empty(self) -> None:
         assert self.block.num_rows == 0
-        assert self.cache.pages.num_free_pages == self.cache.pages.num_pages
+        for home in self.block.homes:
+            free = home.cache.pages.num_free_pages
+            assert free + home.prefixes.num_pages == home.cache.pages.num_pages
+            while home.prefixes.evict():
+                pass
+            assert home.cache.pages.num_free_pages == home.cache.pages.num_pages
 
 
 def is_end(row: Row, token: int) -> FinishReason | None:
@@ -205,37 +232,53 @@ def test_pending_tokens_go_on_from_the_prompt_into_what_was_generated(count: int
         assert row.pending_tokens(count) == every[row.num_cached :][:count]
 
 
-ROWS = st.lists(st.tuples(st.integers(1, 70), st.integers(1, 90)), min_size=1, max_size=10)
+ROWS = st.lists(
+    st.tuples(st.integers(1, 70), st.integers(1, 90), st.sampled_from(("", "x", "y"))),
+    min_size=1,
+    max_size=10,
+)
+
+
+def rows_of(lengths: list[tuple[int, int, str]]) -> list[Row]:
+    """Those named alike begin with the same tokens."""
+    return [
+        row_of(str(at), prompt, generated, like=like)
+        for at, (prompt, generated, like) in enumerate(lengths)
+    ]
 
 
 @given(
     lengths=ROWS,
     spare_pages=st.integers(0, 12),
+    num_spill_pages=st.sampled_from((0, 0, 5, 20)),
     max_rows=st.integers(1, 6),
     sweep_tokens=st.integers(1, 40),
     max_segment_tokens=st.integers(1, 40),
 )
 def test_every_row_finishes_with_its_own_tokens_if_the_pool_holds_the_longest(
     *,
-    lengths: list[tuple[int, int]],
+    lengths: list[tuple[int, int, str]],
     spare_pages: int,
+    num_spill_pages: int,
     max_rows: int,
     sweep_tokens: int,
     max_segment_tokens: int,
 ) -> None:
-    longest = max(map(sum, lengths))
+    longest = max(prompt + generated for prompt, generated, _ in lengths)
     sweeper = Sweeper(
         num_pages=-(-longest // KV_PAGE_TOKENS) + spare_pages,
+        num_spill_pages=num_spill_pages,
         max_rows=max_rows,
         sweep_tokens=sweep_tokens,
         max_segment_tokens=max_segment_tokens,
     )
-    rows = [row_of(str(at), *length) for at, length in enumerate(lengths)]
+    rows = rows_of(lengths)
     for row in rows:
         sweeper.block.add(row)
     chunk_tokens = min(sweep_tokens, max_segment_tokens)
     # One by one, each prefilled again now and then: slower than that is standing still.
-    patience = sum(sum(each) * (3 + sum(each) // chunk_tokens) for each in lengths)
+    totals = [prompt + generated for prompt, generated, _ in lengths]
+    patience = sum(total * (4 + 2 * total // chunk_tokens) for total in totals)
     for _ in range(patience):
         if not sweeper.block.num_rows:
             break
@@ -247,16 +290,16 @@ def test_every_row_finishes_with_its_own_tokens_if_the_pool_holds_the_longest(
 
 @given(lengths=ROWS, drops=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 8)), max_size=10))
 def test_a_dropped_row_waiting_or_running_frees_its_pages_and_disturbs_nobody(
-    lengths: list[tuple[int, int]], drops: list[tuple[int, int]]
+    lengths: list[tuple[int, int, str]], drops: list[tuple[int, int]]
 ) -> None:
     sweeper = Sweeper(num_pages=12, max_rows=3, sweep_tokens=20, max_segment_tokens=20)
-    rows = [row_of(str(at), *length) for at, length in enumerate(lengths)]
+    rows = rows_of(lengths)
     for row in rows:
         sweeper.block.add(row)
     for key, num_sweeps in drops:
         sweeper.block.drop(str(key))
         held = sum(row.run.num_pages for row in rows if row.run is not None)
-        assert sweeper.cache.pages.num_free_pages == 12 - held
+        assert sweeper.cache.pages.num_free_pages == 12 - held - sweeper.num_kept_pages()
         for _ in range(num_sweeps):
             assert str(key) not in sweeper.sweep()
     for _ in range(4000):
@@ -287,3 +330,73 @@ def test_the_oldest_row_takes_part_in_every_sweep_however_tight_the_pool() -> No
     for _ in range(200):
         assert "a" in sweeper.sweep()
     assert sweeper.completions[0].key == "a"
+
+
+def test_rows_that_begin_alike_compute_what_they_share_once() -> None:
+    sweeper = Sweeper(num_pages=60, sweep_tokens=200, max_segment_tokens=200)
+    rows = [row_of(str(at), 100 + at, 5, like="job") for at in range(4)]
+    for row in rows:
+        sweeper.block.add(row)
+    assert sweeper.sweep() == {
+        "0": 96
+    }  # 100 tokens alike, in whole pages; the others wait for them
+    assert sweeper.sweep() == {"0": 4, "1": 5, "2": 6, "3": 7}
+    sweeper.finish()
+    assert sweeper.block.num_shared_tokens == 4 * 96
+    found = {each.key: each.token_ids for each in sweeper.completions}
+    assert found == {row.prompt.key: continuation(row) for row in rows}
+    sweeper.require_empty()
+
+
+def test_a_prefix_that_goes_on_otherwise_is_cut_and_both_ends_go_on() -> None:
+    sweeper = Sweeper(num_pages=60, sweep_tokens=200, max_segment_tokens=200)
+    same = [row_of(key, 80, 3, like="a") for key in ("a", "b")]
+    for row in same:
+        sweeper.block.add(row)
+    sweeper.sweep()
+    other = row_of("c", 90, 3, like="other")
+    mixed = same[0].prompt.token_ids[:40] + other.prompt.token_ids[:50]
+    late = [
+        Row(
+            prompt=Prompt(key=key, token_ids=mixed, sampling=Sampling(max_tokens=3)),
+            limit_tokens=93,
+        )
+        for key in ("c", "d")
+    ]
+    for row in late:
+        sweeper.block.add(row)
+    sweeper.finish()
+    found = {each.key: each.token_ids for each in sweeper.completions}
+    assert found == {row.prompt.key: continuation(row) for row in (*same, *late)}
+    # 64 tokens of both; of the late ones 32 found, then 80 of 90 in all shared.
+    assert sweeper.block.num_shared_tokens == 64 + 64 + 80 + 80
+    sweeper.require_empty()
+
+
+def test_prefixes_that_nobody_uses_give_way_to_rows() -> None:
+    sweeper = Sweeper(num_pages=8, sweep_tokens=200, max_segment_tokens=200)
+    for key in ("a", "b"):
+        sweeper.block.add(row_of(key, 70, 2, like="job"))
+    sweeper.finish()
+    assert sweeper.num_kept_pages() == 4
+    sweeper.block.add(row_of("long", 100, 20))
+    sweeper.finish()
+    assert sweeper.num_kept_pages() == 0
+    assert sweeper.block.num_preempted == 0
+    sweeper.require_empty()
+
+
+def test_a_row_that_outgrows_its_home_moves_to_the_slower_one_with_all_it_has() -> None:
+    sweeper = Sweeper(num_pages=12, num_spill_pages=20)
+    rows = [row_of(key, 40, 130, like="job") for key in ("a", "b")]
+    for row in rows:
+        sweeper.block.add(row)
+    homes = set()
+    while sweeper.block.num_rows:
+        sweeper.sweep()
+        homes |= {sweeper.block.homes.index(row.home) for row in rows if row.home}
+    assert homes == {0, 1}
+    assert sweeper.block.num_preempted == 0
+    found = {each.key: each.token_ids for each in sweeper.completions}
+    assert found == {row.prompt.key: continuation(row) for row in rows}
+    sweeper.require_empty()

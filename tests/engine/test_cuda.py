@@ -10,7 +10,9 @@ import pytest
 import torch
 import transformers
 
-from engine.config import Budgets
+from engine.compute.draws import Draw
+from engine.compute.sampling import Sampled, sample
+from engine.config import Budgets, Sampling
 from engine.engine import Engine
 from engine.planning.policy import Tier
 from tests.support.oracle import Answer, oracle_answer, ragged_prompts
@@ -61,3 +63,43 @@ def test_greedy_tokens_on_a_gpu_equal_generate(
     assert {key: completion.token_ids for key, completion in found.items()} == {
         key: tokens for key, (tokens, _) in expected.items()
     }
+
+
+SAMPLINGS = (
+    Sampling(max_tokens=9, logprobs=5),
+    Sampling(max_tokens=9, seed=1, temperature=1.0, logprobs=0),
+    Sampling(max_tokens=9, seed=2, temperature=1.3, top_p=0.95),
+    Sampling(max_tokens=9, seed=3, temperature=1.5, top_k=40, min_p=0.01, logprobs=20),
+    Sampling(max_tokens=9, repetition_penalty=1.3, presence_penalty=0.5, min_tokens=8),
+    Sampling(max_tokens=9, seed=4, temperature=0.8, logit_bias=((9, 3.0),), stop_token_ids=(4,)),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab_size", [50_257, 128_256])
+def test_a_row_is_sampled_alike_on_either_device_and_the_same_in_any_company(
+    dtype: torch.dtype, vocab_size: int
+) -> None:
+    assert torch.cuda.is_available(), "these tests need a CUDA device"
+    logits = 3 * torch.randn(48, vocab_size, generator=torch.Generator().manual_seed(7))
+    logits = logits.to(dtype)
+    draws = [
+        Draw(sampling=SAMPLINGS[row % 6], index=row // 6, prompt=range(20), generated=(5, 5, 7))
+        for row in range(48)
+    ]
+
+    def sampled(rows: list[int], device: str) -> list[Sampled]:
+        return sample(logits[rows].to(device), [draws[row] for row in rows], eos_token_ids=[1])
+
+    every = list(range(48))
+    found = sampled(every, "cuda")
+    assert [sampled([row], "cuda")[0] for row in every] == found
+    assert sampled(every[::-5], "cuda") == found[::-5]
+    for here, there in zip(sampled(every, "cpu"), found, strict=True):
+        assert here.token_id == there.token_id
+        assert (here.logprobs is None) == (there.logprobs is None)
+        if here.logprobs and there.logprobs:
+            assert here.logprobs.logprob == pytest.approx(there.logprobs.logprob, abs=1e-5)
+            assert [token for token, _ in here.logprobs.top] == [
+                token for token, _ in there.logprobs.top
+            ]

@@ -1,13 +1,16 @@
 import dataclasses
 import itertools
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import torch
+import transformers
 
-from engine.compute import attend, attention
+from engine.compute import packing
 from engine.config import Budgets, Completion, FinishReason, Prompt, Sampling
 from engine.engine import Engine
 from engine.errors import BudgetError, EngineError, PromptError
@@ -90,7 +93,89 @@ REFUSED: Final = {
         prompt_of(max_tokens=0),
         "integer_below_min_value",
         "max_tokens",
-        r"at least 1, got 0",
+        r"Expected a value >= 1, but got 0",
+    ),
+    "hot_as_the_sun": (
+        prompt_of(temperature=math.inf),
+        "invalid_value",
+        "temperature",
+        r"finite number, but got inf",
+    ),
+    "colder_than_cold": (
+        prompt_of(temperature=-0.5),
+        "decimal_below_min_value",
+        "temperature",
+        r">= 0, but got -0.5",
+    ),
+    "more_than_everything": (
+        prompt_of(top_p=1.5),
+        "decimal_above_max_value",
+        "top_p",
+        r"<= 1, but got 1.5",
+    ),
+    "not_a_number": (prompt_of(min_p=math.nan), "invalid_value", "min_p", r"finite .* nan"),
+    "too_few_of_the_likeliest": (
+        prompt_of(top_k=-1),
+        "integer_below_min_value",
+        "top_k",
+        r">= 0, but got -1",
+    ),
+    "too_much_presence": (
+        prompt_of(presence_penalty=2.5),
+        "decimal_above_max_value",
+        "presence_penalty",
+        r"<= 2, but got 2.5",
+    ),
+    "too_little_frequency": (
+        prompt_of(frequency_penalty=-3.0),
+        "decimal_below_min_value",
+        "frequency_penalty",
+        r">= -2, but got -3.0",
+    ),
+    "repetition_forbidden_by_a_zero": (
+        prompt_of(repetition_penalty=0.0),
+        "decimal_below_min_value",
+        "repetition_penalty",
+        r">= 0.01, but got 0.0",
+    ),
+    "a_bias_beyond_a_ban": (
+        prompt_of(logit_bias=((5, 1.0), (6, -101.0))),
+        "decimal_below_min_value",
+        "logit_bias",
+        r">= -100, but got -101.0",
+    ),
+    "a_bias_for_no_token": (
+        prompt_of(logit_bias=((256, 1.0),)),
+        "invalid_value",
+        "logit_bias",
+        r"id 256 is not in the vocabulary of 256",
+    ),
+    "a_stop_token_that_is_none": (
+        prompt_of(stop_token_ids=(5, -1)),
+        "invalid_value",
+        "stop_token_ids",
+        r"id -1 is not",
+    ),
+    "an_empty_stop_string": (prompt_of(stop=("a", "")), "invalid_value", "stop", r"empty"),
+    "nothing_to_say_before_the_end": (
+        prompt_of(min_tokens=2, ignore_eos=False, stop_token_ids=(0, *range(2, 256))),
+        "invalid_value",
+        "stop_token_ids",
+        r"'min_tokens' 2 .* 256 of 256",
+    ),
+    "longer_than_it_may_be": (
+        prompt_of(min_tokens=9),
+        "integer_above_max_value",
+        "min_tokens",
+        r"<= 8, but got 9",
+    ),
+    "no_completions": (prompt_of(n=0), "integer_below_min_value", "n", r">= 1, but got 0"),
+    "a_crowd": (prompt_of(n=129), "integer_above_max_value", "n", r"<= 128, but got 129"),
+    "too_many_logprobs": (
+        prompt_of(logprobs=21),
+        "integer_above_max_value",
+        "top_logprobs",
+        r"<= 20, but got 21",
     ),
 }
 
@@ -268,6 +353,124 @@ def test_a_row_that_ends_by_length_keeps_its_text(shared: Engine) -> None:
     assert found.text == shared.tokenizer.decode(found.token_ids)
 
 
+@pytest.mark.parametrize("ignore_eos", [True, False])
+def test_a_stop_token_ends_the_row_and_is_not_given_back(
+    shared: Engine, *, ignore_eos: bool
+) -> None:
+    whole = run(shared, prompt_of(seed=9, max_tokens=30))["a"]
+    stop_token = whole.token_ids[12]
+    at = whole.token_ids.index(stop_token)
+    asked: dict[str, Any] = {"seed": 9, "max_tokens": 30, "ignore_eos": ignore_eos, "logprobs": 1}
+    found = run(shared, prompt_of(**asked, stop_token_ids=(stop_token,)))["a"]
+    assert found.finish_reason is FinishReason.STOP
+    assert found.token_ids == whole.token_ids[:at]
+    assert found.text == shared.tokenizer.decode(whole.token_ids[:at])
+    assert found.num_generated == at + 1
+    assert found.logprobs is not None
+    assert tuple(each.token_id for each in found.logprobs) == found.token_ids
+
+
+def test_a_stop_token_is_not_sampled_before_min_tokens(shared: Engine) -> None:
+    whole = run(shared, prompt_of(seed=9, max_tokens=30))["a"]
+    asked: dict[str, Any] = {"seed": 9, "max_tokens": 30, "stop_token_ids": whole.token_ids[:1]}
+    assert run(shared, prompt_of(**asked))["a"].num_generated == 1
+    found = run(shared, prompt_of(**asked, min_tokens=5))["a"]
+    assert found.num_generated > 5
+    assert whole.token_ids[0] not in found.token_ids
+
+
+# -- how likely tokens were --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_logprobs_are_the_librarys_own_for_each_token_given_back(
+    folder: Path, shared: Engine, temperature: float
+) -> None:
+    prompt = prompt_of(seed=3, max_tokens=12, temperature=temperature, logprobs=3, min_p=0.01)
+    plain = dataclasses.replace(
+        prompt, sampling=dataclasses.replace(prompt.sampling, logprobs=None)
+    )
+    found = run(shared, prompt)["a"]
+    assert dataclasses.replace(found, logprobs=None) == run(shared, plain)["a"]
+    assert found.logprobs is not None
+    assert tuple(each.token_id for each in found.logprobs) == found.token_ids
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*prompt.token_ids, *found.token_ids]])).logits[0]
+    expected = logits[len(prompt.token_ids) - 1 : -1].log_softmax(dim=-1)
+    for each, row in zip(found.logprobs, expected, strict=True):
+        assert each.logprob == pytest.approx(float(row[each.token_id]), abs=1e-4)
+        values, tokens = row.topk(3)
+        assert [token for token, _ in each.top] == tokens.tolist()
+        assert [value for _, value in each.top] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+def test_a_preempted_rows_logprobs_stay_with_their_tokens(folder: Path, shared: Engine) -> None:
+    prompts = [
+        prompt_of(str(seed), seed=seed, num_tokens=30, max_tokens=99, logprobs=2)
+        for seed in range(4)
+    ]
+    token_bytes = 4 * 2 * 2 * 16 * 4
+    with load(folder, kv_bytes=256 * token_bytes) as tight:
+        found = run(tight, *prompts)
+        assert tight.report().preempted_rows > 0
+    for key, expected in run(shared, *prompts).items():
+        assert found[key].token_ids == expected.token_ids
+        assert values_of(found[key]) == pytest.approx(values_of(expected), abs=1e-4)
+
+
+def values_of(completion: Completion) -> list[float]:
+    assert completion.logprobs is not None
+    assert tuple(each.token_id for each in completion.logprobs) == completion.token_ids
+    return [value for each in completion.logprobs for value in (each.logprob, each.top[1][1])]
+
+
+# -- several completions of one prompt ---------------------------------------------------------
+
+
+def test_each_completion_of_a_prompt_is_its_own_and_the_first_is_the_only_ones(
+    shared: Engine,
+) -> None:
+    hot: dict[str, Any] = {"seed": 2, "max_tokens": 9, "temperature": 2.0}
+    prompts = [prompt_of("several", **hot, n=5), prompt_of("other", seed=1, max_tokens=3)]
+    completions = list(shared.generate(prompts))
+    found = {
+        each.index: dataclasses.replace(each, key="one", index=0)
+        for each in completions
+        if each.key == "several"
+    }
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    assert len(completions) == 6
+    assert len({each.token_ids for each in found.values()}) == 5
+    assert found[0] == run(shared, prompt_of("one", **hot))["one"]
+
+
+def test_more_completions_than_the_block_has_places_wait_for_their_turn(engine: Engine) -> None:
+    num = 3 * engine.block_rows + 1
+    prompt = prompt_of(n=num, temperature=1.0, max_tokens=3)
+    completions = list(engine.generate([prompt, prompt_of("b", max_tokens=2)]))
+    assert sorted((each.key, each.index) for each in completions) == [
+        *(("a", index) for index in range(num)),
+        ("b", 0),
+    ]
+    assert engine.report().peak_rows == engine.block_rows
+    assert engine.num_rows == 0
+
+
+@pytest.mark.parametrize("num_sweeps", [0, 1])
+def test_cancelling_a_prompt_drops_all_of_its_rows(shared: Engine, num_sweeps: int) -> None:
+    num = shared.block_rows + 2  # some run, some wait
+    shared.submit(prompt_of("a", n=num, max_tokens=4))
+    shared.submit(prompt_of("b", max_tokens=1))
+    for _ in range(num_sweeps):
+        shared.sweep()
+    assert shared.num_rows == num + 1
+    shared.cancel("a")
+    assert shared.num_rows == 1
+    assert [each.key for each in shared.sweep()] == ["b"]
+    assert shared.num_rows == 0
+
+
 # -- company -----------------------------------------------------------------------------------
 
 
@@ -378,16 +581,16 @@ def test_after_a_sweep_that_raised_the_rows_go_on_as_if_it_had_not_been(
 ) -> None:
     prompts = [prompt_of(str(seed), seed=seed, max_tokens=9) for seed in range(3)]
     expected = run(shared, *prompts)
-    attend_views = attend.attend_views
+    write_and_attend = packing.write_and_attend
     calls = itertools.count()
 
     def raising(*arguments: Any, **options: Any) -> Any:
         # Inside the first, a middle and the last layer of a sweep, and in the one right after.
         if next(calls) in {0, 7, 8, 20, 31}:
             raise RuntimeError("out of luck")
-        return attend_views(*arguments, **options)
+        return write_and_attend(*arguments, **options)
 
-    monkeypatch.setattr(attention, "attend_views", raising)
+    monkeypatch.setattr("engine.compute.routes.write_and_attend", raising)
     found: dict[str, Completion] = {}
     num_raised = 0
     with load(folder, resident=0.0) as engine:

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.memory.kv_cache import KVCache, KVShape, PageAllocator, PageRun
+from engine.memory.kv_cache import KVCache, KVShape
+from engine.memory.pages import PageAllocator, PageRun
 from engine.planning.cost import KV_PAGE_TOKENS
 
 SHAPES = [
@@ -17,9 +18,7 @@ PAGE_BYTES = KV_PAGE_TOKENS * sum(shape.token_bytes(torch.float32) for shape in 
 
 
 def cache_of(budget_bytes: int) -> KVCache:
-    return KVCache(
-        SHAPES, budget_bytes=budget_bytes, dtype=torch.float32, device=torch.device("cpu")
-    )
+    return KVCache(SHAPES, budget_bytes=budget_bytes, dtype=torch.float32)
 
 
 def pages_of(run: PageRun) -> set[int]:
@@ -35,11 +34,12 @@ def test_runs_never_overlap_and_when_all_are_freed_one_run_of_every_page_is_free
 ) -> None:
     pages = PageAllocator(num_pages)
     held: list[PageRun] = []
+    give = (pages.allocate, pages.allocate_last)
     for is_release, wanted, index in actions:
         used = set().union(*map(pages_of, held))
         if is_release and held:
             pages.release(held.pop(index % len(held)))
-        elif (run := pages.allocate(wanted)) is not None:
+        elif (run := give[index % 2](wanted)) is not None:
             assert run.num_pages == wanted
             assert pages_of(run) <= set(range(num_pages)) - used
             held.append(run)
@@ -147,9 +147,7 @@ def resident_memory_bytes() -> int:
 def test_the_pool_takes_memory_only_where_it_is_written() -> None:
     resident_bytes = resident_memory_bytes()
     shape = KVShape(num_heads=4, key_size=64, value_size=64)
-    cache = KVCache(
-        [shape] * 4, budget_bytes=2 * 2**30, dtype=torch.float32, device=torch.device("cpu")
-    )
+    cache = KVCache([shape] * 4, budget_bytes=2 * 2**30, dtype=torch.float32)
     assert cache.num_tokens * 4 * shape.token_bytes(torch.float32) > 1.9 * 2**30
     assert resident_memory_bytes() - resident_bytes < 64 * 2**20
     assert not cache.layer(3)[1][:, -1].any()

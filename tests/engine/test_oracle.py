@@ -29,7 +29,7 @@ COMPOSITIONS = {
 SHORT_OF_PAGES = 144  # tokens of KV in the last composition: about two of the rows below
 
 # Fractions of every layer, of the head and of an untied embedding that are resident.
-PLACEMENTS = {
+PLACEMENTS: dict[str, dict[str, Any]] = {
     "resident": {"resident": 1.0},
     "cut between rows": {"resident": 0.37, "head": 0.6, "embedding": 0.3},
     "layers streamed": {"resident": 0.0, "head": 1.0},

@@ -30,6 +30,7 @@ SHAPE: Final = ModelShape(
     tied=False,
     scales_logits=False,
     compute_dtype="bfloat16",
+    compute_itemsize=2,
     kv_bytes_per_token=524_288,
     hidden_size=4096,
     intermediate_size=11_008,
@@ -68,6 +69,7 @@ SHAPES: Final = st.builds(
     tied=st.booleans(),
     scales_logits=st.booleans(),
     compute_dtype=st.just("float32"),
+    compute_itemsize=st.just(4),
     kv_bytes_per_token=st.integers(1, 2000),
     hidden_size=st.integers(1, 64),
     intermediate_size=st.integers(1, 128),
@@ -143,7 +145,7 @@ def test_the_embedding_leaves_memory_before_anything_is_streamed(planner: Planne
     assert policy.streamed_bytes == 0
     assert policy.embedding_split is not None
     assert policy.embedding_split.disk_bytes == TABLE.num_bytes
-    assert policy.kv_bytes == roomy.kv_bytes
+    assert policy.kv == roomy.kv
 
 
 def test_the_head_is_streamed_in_the_same_share_as_the_layers(planner: Planner) -> None:

@@ -1,10 +1,9 @@
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.sweep.schedule import pack_micro_batches, steps
+from engine.sweep.schedule import pack_micro_batches, steps, with_next
 
 COUNTS = st.integers(1, 7)
 
@@ -35,21 +34,28 @@ def test_a_layers_weights_are_taken_before_its_first_step_and_let_go_after_its_l
     assert log == list(range(num_layers))
 
 
-@given(
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=40),
-    max_tokens=st.integers(9, 30),
-)
-def test_micro_batches_keep_order_lose_no_segment_and_hold_no_more_than_they_may(
-    lengths: list[int], max_tokens: int
+@given(num_layers=COUNTS, num_micro_batches=COUNTS)
+def test_each_step_comes_with_the_one_to_prepare_for(
+    num_layers: int, num_micro_batches: int
 ) -> None:
-    cuts = pack_micro_batches(lengths, max_tokens=max_tokens)
-    assert [index for cut in cuts for index in cut] == list(range(len(lengths)))
-    totals = [sum(lengths[index] for index in cut) for cut in cuts]
-    assert all(0 < total <= max_tokens for total in totals)
-    for total, following in pairwise(zip(totals, cuts, strict=True)):
-        assert total[0] + lengths[following[1][0]] > max_tokens, "a segment would still have fitted"
+    order = list(steps(num_layers, num_micro_batches))
+    assert list(with_next(order)) == list(zip(order, [*order[1:], None], strict=True))
 
 
-def test_a_segment_longer_than_a_micro_batch_is_an_error_of_the_caller() -> None:
-    with pytest.raises(AssertionError, match="a segment of 5 tokens in batches of 4"):
-        pack_micro_batches([1, 5], max_tokens=4)
+SIZES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 50)), min_size=1, max_size=40)
+
+
+@given(sizes=SIZES, max_tokens=st.integers(9, 30), max_fetched=st.integers(20, 90))
+def test_micro_batches_keep_order_lose_no_segment_and_hold_no_more_than_they_may(
+    sizes: list[tuple[int, int]], max_tokens: int, max_fetched: int
+) -> None:
+    cuts = pack_micro_batches(sizes, limits=(max_tokens, max_fetched))
+    assert [index for cut in cuts for index in cut] == list(range(len(sizes)))
+
+    def is_over(indices: range) -> bool:
+        tokens, fetched = (sum(sizes[index][at] for index in indices) for at in (0, 1))
+        return tokens > max_tokens or fetched > max_fetched
+
+    assert all(len(cut) == 1 or (cut and not is_over(cut)) for cut in cuts)
+    for cut, following in pairwise(cuts):
+        assert is_over(range(cut.start, following.start + 1)), "a segment would still have fitted"

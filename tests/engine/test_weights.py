@@ -70,8 +70,7 @@ class Tiny:
             block_rows=1,
             sweep_tokens=1,
             micro_batch_tokens=1,
-            kv_tier=Tier.CPU,
-            kv_bytes=0,
+            kv=Split.on(Tier.CPU, 0),
             layer_splits=tuple(
                 split_tensors(tensors, Tier.CPU, resident=fraction)
                 for tensors, fraction in zip(shape.layers, resident, strict=True)

@@ -18,12 +18,15 @@ def streaming(
     hosted: float = 0.0,
     head: float | None = None,
     embedding: float = 1.0,
+    kv_tier: Tier | None = None,
+    kv_bytes: int | None = None,
     **changes: Any,
 ) -> PolicyMaker:
     """Of every layer the leading rows resident, up to that fraction of its bytes; the rest on disk.
     Of the head too, if `head` says no other fraction; of an untied embedding `embedding`.
 
-    With a GPU, up to the fraction `hosted` lies in host memory. `changes` are fields of `Policy`.
+    With a GPU, up to the fraction `hosted` lies in host memory. Keys and values get `kv_bytes` of
+    `kv_tier`, if not told otherwise enough of the compute tier. `changes` are fields of `Policy`.
     """
 
     def make(shape: ModelShape, budgets: Budgets) -> Policy:
@@ -38,8 +41,10 @@ def streaming(
             block_rows=8,
             sweep_tokens=64,
             micro_batch_tokens=64,
-            kv_tier=compute,
-            kv_bytes=_KV_TOKENS * shape.kv_bytes_per_token,
+            kv=Split.on(
+                kv_tier or compute,
+                _KV_TOKENS * shape.kv_bytes_per_token if kv_bytes is None else kv_bytes,
+            ),
             layer_splits=tuple(split(tensors, resident) for tensors in shape.layers),
             head_split=split(shape.head_tensors, resident if head is None else head)
             if shape.head

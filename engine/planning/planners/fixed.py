@@ -43,9 +43,8 @@ def plan_fixed(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
         block_rows=block_rows,
         sweep_tokens=wishes.sweep_tokens or _SWEEP_TOKENS[compute],
         micro_batch_tokens=max(block_rows, _MICRO_BATCH_TOKENS[compute]),
-        kv_tier=compute,
-        kv_bytes=0,
-        layer_splits=tuple(Split.resident(num_bytes, compute) for num_bytes in shape.layer_bytes),
+        kv=Split.on(compute, 0),
+        layer_splits=tuple(Split.on(compute, num_bytes) for num_bytes in shape.layer_bytes),
         reason="",
     )
     policy = _give_kv(shape, _place_weights(shape, budgets, everywhere), budgets)
@@ -136,7 +135,7 @@ def _give_kv(shape: ModelShape, policy: Policy, budgets: Budgets) -> Policy:
     """KV gets all that is left of its tier, as far as the block can use it."""
     left_bytes = _budget_bytes(policy, budgets) - peak_bytes(shape, policy)[policy.compute]
     kv_bytes = max(0, min(_all_kv_bytes(shape, policy), left_bytes))
-    return dataclasses.replace(policy, kv_bytes=kv_bytes)
+    return dataclasses.replace(policy, kv=Split.on(policy.compute, kv_bytes))
 
 
 def _all_kv_bytes(shape: ModelShape, policy: Policy) -> int:
@@ -154,11 +153,12 @@ def _budget_bytes(policy: Policy, budgets: Budgets) -> int:
 def _require_room_for_kv(shape: ModelShape, policy: Policy, budgets: Budgets) -> None:
     least_tokens = _paged(min(shape.max_context_tokens, _LEAST_KV_TOKENS))
     least_bytes = shape.kv_bytes_per_token * least_tokens
-    if policy.kv_bytes < least_bytes:
+    kv_bytes = policy.kv[policy.compute]
+    if kv_bytes < least_bytes:
         raise BudgetError(
             f"the {policy.compute} tier has {_budget_bytes(policy, budgets):,} bytes: beside "
             f"activations, slots and what cannot be streamed "
-            f"({compute_tier_bytes(shape, policy):,} bytes) {policy.kv_bytes:,} bytes are left for "
+            f"({compute_tier_bytes(shape, policy):,} bytes) {kv_bytes:,} bytes are left for "
             f"keys and values, and {least_tokens} tokens of them need {least_bytes:,} bytes"
         )
 
@@ -169,7 +169,7 @@ def _reason(shape: ModelShape, policy: Policy, budgets: Budgets) -> str:
         where = f"all {total:,} bytes of layers and head fit the {policy.compute} tier"
     else:
         where = f"{policy.streamed_bytes:,} of {total:,} weight bytes are streamed each sweep"
-    kv_tokens = policy.kv_bytes // shape.kv_bytes_per_token
+    kv_tokens = policy.kv[policy.compute] // shape.kv_bytes_per_token
     return (
         f"fixed rules within {_budget_bytes(policy, budgets):,} bytes: {where}; "
         f"KV holds {kv_tokens:,} tokens"

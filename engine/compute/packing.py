@@ -1,0 +1,84 @@
+"""One micro-batch as attention sees it, and attention over one pool of keys and values."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from engine.compute.attend import AttentionPlan, attend, plan_attention
+from engine.compute.gather import Bucket, attend_gathered, plan_gathering
+from engine.compute.segments import Head, Segment
+from engine.planning.policy import Tier
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Packing:
+    """Segments of rows that live on one tier, and the slots (tokens,) their new tokens go to.
+
+    `num_slots` is the pool's length; `slots` lie on the pool's device.
+    """
+
+    tier: Tier
+    segments: Sequence[Segment]
+    slots: torch.Tensor
+    num_slots: int
+    _view_plans: dict[int | None, AttentionPlan] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
+    _gather_plans: dict[int | None, tuple[Bucket, ...]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def view_plan(self, window: int | None) -> AttentionPlan:
+        """The same for every layer of one window, so made once."""
+        if window not in self._view_plans:
+            self._view_plans[window] = plan_attention(
+                self.segments, window=window, num_slots=self.num_slots
+            )
+        return self._view_plans[window]
+
+    def gather_plan(self, window: int | None) -> tuple[Bucket, ...]:
+        """Likewise, for a GPU."""
+        if window not in self._gather_plans:
+            self._gather_plans[window] = plan_gathering(
+                self.segments, window=window, device=self.slots.device
+            )
+        return self._gather_plans[window]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class New:
+    """What a layer computed for the new tokens of a micro-batch.
+
+    `query` (heads, tokens, size), `key` and `value` (kv_heads, tokens, size).
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "New":
+        """A copy from a GPU may still be under way when this returns."""
+        moved = (
+            each.to(device, dtype, non_blocking=True) for each in (self.query, self.key, self.value)
+        )
+        return New(**dict(zip(("query", "key", "value"), moved, strict=True)))
+
+
+def write_and_attend(
+    pool: tuple[torch.Tensor, torch.Tensor], new: New, *, packing: Packing, head: Head
+) -> torch.Tensor:
+    """Write the new keys and values to the pool and attend over it; (tokens, heads, value_size).
+
+    `pool` are a layer's keys and values, `new` lies on their device.
+    """
+    keys, values = pool
+    keys.index_copy_(1, packing.slots, new.key)
+    values.index_copy_(1, packing.slots, new.value)
+    if head.sinks is not None:
+        head = dataclasses.replace(head, sinks=head.sinks.to(keys.device))
+    if keys.device.type == "cpu":
+        plan = packing.view_plan(head.window)
+        return attend(new.query, keys, values, plan=plan, head=head)
+    buckets = packing.gather_plan(head.window)
+    return attend_gathered(new.query, keys, values, plan=buckets, head=head)
