@@ -109,7 +109,7 @@ def attach_multiplier(model: nn.Module, *, dtype: torch.dtype, device: torch.dev
 
 
 def _choose(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Gemm:
-    """Measured on a tile of the model's largest matrix."""
+    """Measured on some rows of the model's largest matrix."""
     shapes = [
         tuple(value.shape[-2:])
         for module in model.modules()
@@ -117,7 +117,7 @@ def _choose(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Gemm:
         if isinstance(value, Matrix | Stack)
     ]
     num_rows, num_columns = max(shapes, key=math.prod, default=(1, 1))
-    tile_rows = min(num_rows, _MOST_TILE_ROWS // 2)
+    tile_rows = min(num_rows, _MOST_TILE_ROWS // 4)
     return choose_gemm((tile_rows, num_columns), dtype=dtype, device=device)
 
 

@@ -1,8 +1,8 @@
 """Runs a model's own forward for several micro-batches, one layer at a time for all of them.
 
 Each micro-batch's forward is a greenlet that stops before every decoder layer and before the head;
-whoever drives decides which goes on. The library's code is not touched and not re-implemented. Knows no weights,
-rows or sampling.
+whoever drives decides which goes on. The library's code is not touched and not re-implemented.
+Knows no weights, rows or sampling.
 """
 
 import dataclasses

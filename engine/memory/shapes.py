@@ -95,6 +95,7 @@ def model_shape(
         tied=Kind.TIED_HEAD in outside,
         scales_logits=any(getattr(text, name, None) for name in _LOGIT_SCALES),
         compute_dtype=str(dtype).removeprefix("torch."),
+        compute_itemsize=dtype.itemsize,
         kv_bytes_per_token=sum(shape.token_bytes(dtype) for shape in kv_shapes(config)),
         hidden_size=hidden_size,
         intermediate_size=_widest(getattr(text, "intermediate_size", None) or 4 * hidden_size),

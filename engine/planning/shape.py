@@ -33,6 +33,7 @@ class ModelShape:
     tied: bool
     scales_logits: bool
     compute_dtype: str
+    compute_itemsize: int
     kv_bytes_per_token: int
     hidden_size: int
     intermediate_size: int

@@ -1,5 +1,6 @@
 """Budgets are hard: a model of some hundred megabytes run in processes whose memory is limited."""
 
+import bisect
 import contextlib
 import dataclasses
 import json
@@ -57,11 +58,15 @@ class Large:
 
     def least_bytes(self, *, streamed: bool) -> int:
         """The smallest budget, in MiB, that has a plan; one that streams nothing, unless `streamed`."""
-        for host_bytes in range(32 * MIB, 2**31, MIB):
-            policy = self.plan(host_bytes)
-            if policy is not None and (streamed or policy.streamed_bytes == 0):
-                return host_bytes
-        raise AssertionError("no budget is enough")
+
+        def is_enough(mib: int) -> bool:
+            policy = self.plan(mib * MIB)
+            return policy is not None and (streamed or policy.streamed_bytes == 0)
+
+        mib = bisect.bisect_left(range(2048), x=True, key=is_enough)
+        assert is_enough(mib)
+        assert not is_enough(mib - 1)
+        return mib * MIB
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.gpu
 
 GIB = 2**30
 
-# Fractions of every layer on the GPU and in host memory; the rest is on disk.
+# Fractions of every layer, head and embedding on the GPU and in host memory; the rest is on disk.
 PLACEMENTS = {
     "all on the GPU": (1.0, 0.0),
     "GPU and host": (0.5, 0.5),
@@ -52,6 +52,7 @@ def test_greedy_tokens_on_a_gpu_equal_generate(
     policy = streaming(
         resident,
         hosted=hosted,
+        embedding=resident,
         kv_tier=kv_tier,
         block_rows=5,
         sweep_tokens=24,
