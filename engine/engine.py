@@ -1,10 +1,8 @@
 """The engine's facade: prompts in, completions out as they finish. Knows no HTTP, queue or JSON."""
 
 import contextlib
-import dataclasses
 import functools
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,18 +15,23 @@ from engine.compute.skeleton import build_skeleton, decoder_layers
 from engine.config import Budgets, Completion, FinishReason, Prompt
 from engine.context import max_context_tokens
 from engine.errors import PackError, PromptError
+from engine.memory.ceilings import ceilings_of
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.kv_cache import KVCache
 from engine.memory.manifest import Pack
 from engine.memory.pack import ensure_pack, load_buffers, plan_groups
-from engine.memory.shapes import kv_shapes, model_shape
+from engine.memory.shapes import kv_shapes, model_shape, model_work
 from engine.memory.weights import StreamedWeights
 from engine.planning.cost import check_budgets
+from engine.planning.flops import Work
 from engine.planning.policy import Policy, Tier
 from engine.planning.shape import ModelShape
-from engine.sweep.block import Block, Row, Share
+from engine.sweep.block import Block, Row
+from engine.sweep.call_log import CallLog
 from engine.sweep.executor import Executor
+from engine.sweep.recorder import Recorder
 from engine.sweep.report import Report
+from engine.timeline import Timeline
 from engine.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -53,12 +56,15 @@ class Engine:
         model: Any,  # transformers' models are untyped
         tokenizer: Tokenizer,
         policy: Policy,
+        work: Work,
+        timeline: Timeline,
+        recorder: Recorder,
     ) -> None:
         self.policy = policy
         self.tokenizer = tokenizer
         self._eos_token_ids = frozenset((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids))
         self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
-        self._report = Report(policy_reason=policy.reason)
+        self._recorder = recorder
         device = _device(policy.compute)
         layers = decoder_layers(model)
         self._cache = KVCache(
@@ -71,16 +77,23 @@ class Engine:
         self.max_context_tokens = min(max_context_tokens(checkpoint.config), self._cache.num_tokens)
         context = AttentionContext(self._cache)
         attach(model, context)
-        gate_layers(layers)
+        # The head too, so that it can be told apart from the last layer.
+        gate_layers([*layers, model.get_output_embeddings()])
         with contextlib.ExitStack() as undo:
             self._weights = StreamedWeights(
-                pack, model, splits=policy.layer_splits, compute=policy.compute, device=device
+                pack,
+                model,
+                splits=policy.layer_splits,
+                compute=policy.compute,
+                device=device,
+                timeline=timeline,
+                overlap=policy.overlap,
             )
             undo.callback(self._weights.close)
             load_buffers(pack, model)
             model.to(device)  # buffers: every parameter is there already
             undo.pop_all()
-        self._block = Block(self._cache, max_rows=policy.block_rows)
+        self._block = Block(self._cache, max_rows=policy.block_rows, on_preempt=recorder.preempted)
         self._executor = Executor(
             model,
             num_layers=len(layers),
@@ -89,6 +102,8 @@ class Engine:
             micro_batch_tokens=policy.micro_batch_tokens,
             eos_token_ids=sorted(self._eos_token_ids),
             device=device,
+            work=work,
+            timeline=timeline,
         )
 
     @classmethod
@@ -99,15 +114,24 @@ class Engine:
         budgets: Budgets,
         policy: Policy | PolicyMaker,
         progress: Progress | None = None,
+        timeline: Timeline | None = None,
+        call_log: Path | None = None,
     ) -> Self:
         """Open, plan, pack if need be, place and bind. `policy` is one, or plans one from the shape.
 
-        A pack found damaged is written anew, once. Raises EngineError: CheckpointError,
+        `timeline` gets every span and is closed with the engine; `call_log` is a file that grows by
+        a JSON line for each call and sweep. A pack found damaged is written anew, once. Raises EngineError: CheckpointError,
         UnsupportedModelError, BudgetError (before a byte is written), PackError.
         """
         opened = open_checkpoint(checkpoint)
         load = functools.partial(
-            cls._load, opened, budgets=budgets, policy=policy, progress=progress
+            cls._load,
+            opened,
+            budgets=budgets,
+            policy=policy,
+            progress=progress,
+            timeline=timeline or Timeline(),
+            call_log=call_log,
         )
         try:
             return load()
@@ -122,10 +146,13 @@ class Engine:
         budgets: Budgets,
         policy: Policy | PolicyMaker,
         progress: Progress | None,
+        timeline: Timeline,
+        call_log: Path | None,
     ) -> Self:
         dtype = torch.float32 if not budgets.gpu_bytes else opened.stored_dtype
         model = build_skeleton(opened.config, attention=ATTENTION_NAME, dtype=dtype)
-        shape = model_shape(plan_groups(opened, model), opened.config, dtype=dtype)
+        groups = plan_groups(opened, model)
+        shape = model_shape(groups, opened.config, dtype=dtype)
         chosen = policy if isinstance(policy, Policy) else policy(shape, budgets)
         check_budgets(shape, chosen, budgets)
         pack = ensure_pack(
@@ -141,6 +168,15 @@ class Engine:
             model=model,
             tokenizer=Tokenizer.load(opened.source),
             policy=chosen,
+            work=model_work(groups, opened.config, dtype=dtype),
+            timeline=timeline,
+            recorder=Recorder(
+                policy_reason=chosen.reason,
+                ceilings=ceilings_of(pack, chosen),
+                spill_dir=budgets.spill_dir,
+                timeline=timeline,
+                call_log=CallLog(call_log),
+            ),
         )
 
     @property
@@ -183,10 +219,12 @@ class Engine:
         self.check(prompt)
         limit = len(prompt.token_ids) + prompt.sampling.max_tokens
         self._block.add(Row(prompt=prompt, limit_tokens=limit))
+        self._recorder.submitted(prompt)
 
     def cancel(self, key: str) -> None:
         """Drop a row, waiting or running; no completion of it will come."""
         self._block.drop(key)
+        self._recorder.cancelled(key)
 
     def sweep(self) -> list[Completion]:
         """One pass over all layers for every row; the rows that finished. No rows: nothing to do.
@@ -200,12 +238,17 @@ class Engine:
         )
         if not shares:
             return []
-        started_s = time.perf_counter()
-        tokens = self._executor.run(shares, self._report)
-        completions = self._block.finish(
-            shares, tokens, is_end=self._reason_to_end, complete=self._complete
+        with self._recorder.sweeping(shares):
+            tokens = self._executor.run(shares)
+            completions = self._block.finish(
+                shares, tokens, is_end=self._reason_to_end, complete=self._complete
+            )
+        self._recorder.swept(
+            shares,
+            num_generated=len(tokens),
+            completions=completions,
+            pages_in_use=self._cache.pages.num_pages - self._cache.pages.num_free_pages,
         )
-        self._count(shares, tokens, completions, time.perf_counter() - started_s)
         return completions
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[Completion]:
@@ -222,17 +265,14 @@ class Engine:
             yield from self.sweep()
 
     def report(self) -> Report:
-        counters = self._weights.counters
-        return dataclasses.replace(
-            self._report,
-            preempted_rows=self._block.num_preempted,
-            weights_streamed_bytes=counters.streamed_bytes,
-            weights_fetched_s=counters.fetched_s,
-            weights_waited_s=counters.waited_s,
+        """Since the engine was loaded; two of them can be subtracted."""
+        return self._recorder.report(
+            self._weights.counters, preempted_rows=self._block.num_preempted
         )
 
     def close(self) -> None:
         self._weights.close()
+        self._recorder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -288,27 +328,6 @@ class Engine:
             num_prompt_tokens=len(row.prompt.token_ids),
             num_generated=len(row.generated),
         )
-
-    def _count(
-        self,
-        shares: Sequence[Share],
-        tokens: Sequence[int],
-        completions: Sequence[Completion],
-        seconds: float,
-    ) -> None:
-        report = self._report
-        report.num_sweeps += 1
-        report.sweep_s += seconds
-        report.generated_tokens += len(tokens)
-        report.prompt_tokens += sum(map(_num_prompt_tokens, shares))
-        report.completions += len(completions)
-        report.peak_rows = max(report.peak_rows, len(shares))
-
-
-def _num_prompt_tokens(share: Share) -> int:
-    """How many of the tokens that the share has just brought to the cache are its prompt's."""
-    cached = share.row.num_cached
-    return max(0, min(cached, len(share.row.prompt.token_ids)) - (cached - share.num_tokens))
 
 
 def _device(tier: Tier) -> torch.device:

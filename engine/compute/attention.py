@@ -5,6 +5,7 @@ to its own row. Rows, sweeps and weights are others' business.
 """
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -56,6 +57,8 @@ class AttentionContext:
         self.cache = cache
         self.packing: Packing | None = None
         self.num_calls = 0
+        self.attended_s: tuple[float, float] | None = None
+        """When the last call began and ended; of a CPU's calls only, a GPU's are not done by then."""
 
 
 def attach(model: nn.Module, context: AttentionContext) -> None:
@@ -87,6 +90,7 @@ def freight_attention(  # noqa: PLR0917  # the library's signature
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # a plain int on every attention module
     keys, values = context.cache.layer(layer)
     _require_shape(module, key, value, keys, values)
+    started_s = time.perf_counter()
     home, dtype = query.device, query.dtype
     query, key, value = (each[0].to(keys.device, keys.dtype) for each in (query, key, value))
     keys.index_copy_(1, packing.slots, key)
@@ -104,6 +108,7 @@ def freight_attention(  # noqa: PLR0917  # the library's signature
         if head.is_plain:
             plan = packing.decode_plan(window=head.window, num_slots=keys.shape[1])
         answer = attend_views(query, keys, values, segments=packing.segments, head=head, plan=plan)
+        context.attended_s = (started_s, time.perf_counter())
     return answer.to(home, dtype).unsqueeze(0), None
 
 

@@ -1,7 +1,8 @@
 """What a model weighs, read off its config and its pack: the planner's figures, no weights."""
 
 from collections.abc import Sequence
-from typing import Any
+from math import prod
+from typing import Any, Final
 
 import torch
 
@@ -9,7 +10,11 @@ from engine.context import max_context_tokens
 from engine.memory.kv_cache import KVShape
 from engine.memory.manifest import PackGroup
 from engine.memory.placement import split_groups
+from engine.planning.flops import Work
 from engine.planning.shape import ModelShape
+
+_NUM_EXPERTS: Final = ("num_local_experts", "num_experts", "n_routed_experts")
+"""What configs call the number of experts that a layer's tokens are shared among."""
 
 
 def kv_shapes(config: Any) -> list[KVShape]:
@@ -43,3 +48,48 @@ def model_shape(groups: Sequence[PackGroup], config: Any, *, dtype: torch.dtype)
         vocab_size=int(text.vocab_size),
         max_context_tokens=max_context_tokens(config),
     )
+
+
+def model_work(groups: Sequence[PackGroup], config: Any, *, dtype: torch.dtype) -> Work:
+    """What a token costs, off the layers' tensors: every matrix, of the experts the chosen ones."""
+    text = config.get_text_config(decoder=True)
+    layers, _ = split_groups(groups)
+    kv = kv_shapes(config)[0]
+    return Work(
+        matrix_elements=tuple(
+            sum(_met_elements(tensor.shape, text) for tensor in group.tensors) for group in layers
+        ),
+        windows=_windows(text, len(layers)),
+        num_heads=int(text.num_attention_heads),
+        key_size=kv.key_size,
+        value_size=kv.value_size,
+        kv_bytes_per_token=kv.token_bytes(dtype),
+        head_elements=int(text.vocab_size) * int(text.hidden_size),
+    )
+
+
+def largest_matrix(groups: Sequence[PackGroup]) -> tuple[int, int]:
+    """(rows, columns) of the largest matrix of any layer; of fused experts one expert's."""
+    layers, _ = split_groups(groups)
+    shapes = [tensor.shape[-2:] for group in layers for tensor in group.tensors]
+    rows, columns = max((shape for shape in shapes if len(shape) == 2), key=prod)
+    return rows, columns
+
+
+def _met_elements(shape: tuple[int, ...], text: Any) -> int:
+    if len(shape) < 2:
+        return 0  # norms and biases
+    num_experts = next((n for name in _NUM_EXPERTS if (n := getattr(text, name, None))), None)
+    if len(shape) == 3 and shape[0] == num_experts:
+        return int(text.num_experts_per_tok) * prod(shape[1:])
+    return prod(shape)
+
+
+def _windows(text: Any, num_layers: int) -> tuple[int | None, ...]:
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None)
+    if window is None:
+        return (None,) * num_layers
+    if kinds is None:
+        return (int(window),) * num_layers
+    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)

@@ -27,6 +27,7 @@ from engine.memory.placement import (
 from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
 from engine.planning.cost import NUM_SLOTS
 from engine.planning.policy import Split, Tier
+from engine.timeline import Timeline, Track
 
 
 @dataclasses.dataclass(slots=True)
@@ -80,8 +81,12 @@ class StreamedWeights:
         splits: Sequence[Split],
         compute: Tier,
         device: torch.device,
+        timeline: Timeline | None = None,
+        overlap: bool = True,
     ) -> None:
         self.counters = WeightCounters()
+        self._timeline = timeline or Timeline()
+        self._wanted = None if overlap else threading.Semaphore(0)
         self._pack = pack
         self._unchecked = set(range(len(splits)))  # layers whose streamed part was never read
         self._device = device
@@ -120,7 +125,10 @@ class StreamedWeights:
         if not self._parts[layer].streamed:
             return
         started_s = time.perf_counter()
-        found = self._filled.get()
+        if self._wanted is not None:
+            self._wanted.release()
+        with self._timeline.span(Track.WAIT, f"layer {layer}"):
+            found = self._filled.get()
         self.counters.waited_s += time.perf_counter() - started_s
         if isinstance(found, BaseException):
             self._filled.put(found)  # for whoever asks next: streaming has ended
@@ -156,6 +164,8 @@ class StreamedWeights:
 
     def close(self) -> None:
         self._stop.set()
+        if self._wanted is not None:
+            self._wanted.release()
         for slot in self._slots:
             slot.free.release()
         if self._thread.is_alive():
@@ -170,6 +180,8 @@ class StreamedWeights:
     def _fetch_all(self) -> None:
         try:
             for layer in self._cycle():
+                if self._wanted is not None:
+                    self._wanted.acquire()
                 self._slot_of(layer).free.acquire()
                 if self._stop.is_set():
                     return
@@ -190,7 +202,10 @@ class StreamedWeights:
         slot = self._slot_of(layer)
         if slot.filled is not None:
             slot.filled.synchronize()  # the staging buffer's last copy has left it
-        staged = read_tensors(self._reader, slot.staging, parts.group, parts.on_disk)
+        with self._timeline.span(
+            Track.DISK_READ, parts.group.name, num_bytes=span_bytes(parts.on_disk)
+        ):
+            staged = read_tensors(self._reader, slot.staging, parts.group, parts.on_disk)
         if layer in self._unchecked:
             check_tensors(self._pack, parts.group, staged)
             self._unchecked.discard(layer)

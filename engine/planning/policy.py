@@ -54,6 +54,8 @@ class Policy:
     kv_bytes: int
     layer_splits: tuple[Split, ...]
     reason: str
+    overlap: bool = True
+    """Fetch coming layers while others compute; without, each when it is asked for."""
 
     def __post_init__(self) -> None:
         for name in ("block_rows", "sweep_tokens", "micro_batch_tokens"):

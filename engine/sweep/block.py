@@ -58,9 +58,16 @@ class Share:
 class Block:
     """All rows that the engine carries. Oldest rows first in every order."""
 
-    def __init__(self, cache: KVCache, *, max_rows: int) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        *,
+        max_rows: int,
+        on_preempt: Callable[[Row], None] = lambda row: None,
+    ) -> None:
         self._cache = cache
         self._max_rows = max_rows
+        self._on_preempt = on_preempt
         self._waiting: collections.deque[Row] = collections.deque()
         self._running: list[Row] = []
         self.num_preempted = 0
@@ -164,6 +171,7 @@ class Block:
     def _preempt(self, row: Row) -> None:
         """Back to the head of the waiting rows; what it generated is prefilled again later."""
         self._leave(row)
+        self._on_preempt(row)
         row.num_cached = 0
         self._waiting.appendleft(row)
         self.num_preempted += 1
