@@ -1,6 +1,5 @@
 """How fast each link and unit of this machine is, measured in tens of milliseconds each."""
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -14,39 +13,14 @@ from engine.errors import PackError
 from engine.memory.manifest import Pack
 from engine.memory.shapes import largest_matrix
 from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
+from engine.planning.ceilings import Ceilings
 from engine.planning.policy import Policy, Tier
-from engine.timeline import Track
 
 _READ_BYTES: Final = 32 * 2**20
 _COPY_BYTES: Final = 32 * 2**20
 _SCANNED_BYTES: Final = 64 * 2**20
 _MAX_MATRIX_ELEMENTS: Final = 2**22
 _REPEATS: Final = 3
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Ceilings:
-    """Best of a few tries, in bytes/s and FLOP/s; None for a link that nothing crosses."""
-
-    gemm_flops_per_s: float
-    memory_bytes_per_s: float
-    """Reading, where keys and values lie."""
-    disk_read_bytes_per_s: float | None = None
-    to_gpu_bytes_per_s: float | None = None
-
-    def of(self, track: Track) -> float | None:
-        """The ceiling that bounds `track`, in its own unit, if one was measured."""
-        match track:
-            case Track.LAYERS | Track.HEAD:
-                return self.gemm_flops_per_s
-            case Track.ATTENTION:
-                return self.memory_bytes_per_s
-            case Track.DISK_READ:
-                return self.disk_read_bytes_per_s
-            case Track.TO_GPU:
-                return self.to_gpu_bytes_per_s
-            case _:
-                return None
 
 
 def ceilings_of(pack: Pack, policy: Policy) -> Ceilings:

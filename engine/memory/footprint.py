@@ -1,5 +1,6 @@
 """What this process has taken of each tier at most, as the system counts it."""
 
+import contextlib
 from pathlib import Path
 from typing import Final
 
@@ -29,5 +30,8 @@ def peak_host_bytes(status: Path = _STATUS) -> int:
 
 def folder_bytes(folder: Path) -> int:
     """Bytes that the files below `folder` take on the disk; holes take none."""
-    files = [path.lstat() for path in folder.rglob("*") if path.is_file()]
-    return sum(file.st_blocks * _BLOCK_BYTES for file in files)
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a pack's writer may just have renamed it
+            total += path.lstat().st_blocks * _BLOCK_BYTES
+    return total

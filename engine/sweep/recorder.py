@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine.config import Completion, Prompt
-from engine.memory.ceilings import Ceilings
 from engine.memory.footprint import peak_bytes
 from engine.memory.weights import WeightCounters
+from engine.planning.ceilings import Ceilings
 from engine.sweep.block import Row, Share
 from engine.sweep.call_log import CallLog, LoggedRow
 from engine.sweep.report import Report

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from engine.memory.ceilings import Ceilings
+from engine.planning.ceilings import Ceilings
 from engine.planning.policy import Tier
 from engine.timeline import COMPUTE, WEIGHT_LINKS, Total, Track
 
