@@ -20,7 +20,7 @@ _SHARES: Final = (
 def report_table(report: "EngineReport") -> Table:
     """One row a link or unit; an empty cell is what was not measured."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in ("done", "busy", "rate", "ceiling", "share"):
         table.add_column(heading, justify="right")
     for line in report.lines():
@@ -45,7 +45,7 @@ def report_text(told: Mapping[str, Any]) -> str:
         f"{told['prompt_tokens']} prompt and {told['generated_tokens']} generated tokens, "
         f"{told['generated_tokens_per_s']:.1f} generated a second"
     )
-    lines = [sweeps, tokens, ", ".join([*shares, f"{told['bubbles_s']:.1f} s of nothing at work"])]
+    lines = [sweeps, tokens, ", ".join([*shares, f"{told['bubbles_s']:.1f} s of bubbles"])]
     if peaks:
         lines.append(f"at most {', '.join(peaks)}")
     return "\n".join(f"  {line}" for line in lines)
