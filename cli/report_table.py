@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:  # slow to import
@@ -19,10 +18,10 @@ _SHARES: Final = (
 
 def report_table(report: "EngineReport") -> Table:
     """One row a link or unit; an empty cell is what was not measured."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, pad_edge=False)  # 80 columns hold it so
     table.add_column("", no_wrap=True)
     for heading in ("done", "busy", "rate", "ceiling", "share"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for line in report.lines():
         table.add_row(line.name, *_cells(line))
     return table
