@@ -43,6 +43,8 @@ class Regime:
 
     name: str
     num_rows: int
+    """Of the block."""
+    num_prompts: int
     prompt_tokens: int
     output_tokens: int
 
@@ -54,7 +56,7 @@ class Regime:
                 token_ids=tuple(draw.randrange(2, VOCAB_SIZE) for _ in range(self.prompt_tokens)),
                 sampling=Sampling(max_tokens=self.output_tokens, ignore_eos=True),
             )
-            for row in range(self.num_rows)
+            for row in range(self.num_prompts)
         ]
 
 
@@ -204,24 +206,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=64, help="of the compute-bound regime")
+    parser.add_argument("--rows", type=int, default=32, help="of the compute-bound regime")
     parser.add_argument("--prompt-tokens", type=int, default=64, help="of the compute-bound regime")
+    parser.add_argument("--long-sweeps", type=int, default=4, help="of the compute-bound regime")
     parser.add_argument("--few-rows", type=int, default=4, help="of the I/O-bound regime")
-    parser.add_argument("--sweeps", type=int, default=12, help="of the I/O-bound regime")
+    parser.add_argument("--short-sweeps", type=int, default=12, help="of the I/O-bound regime")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     regimes = [
         Regime(
             name="compute-bound",
             num_rows=arguments.rows,
+            num_prompts=arguments.rows * arguments.long_sweeps,
             prompt_tokens=arguments.prompt_tokens,
             output_tokens=1,
         ),
         Regime(
             name="I-O-bound",
             num_rows=arguments.few_rows,
+            num_prompts=arguments.few_rows,
             prompt_tokens=4,
-            output_tokens=arguments.sweeps,
+            output_tokens=arguments.short_sweeps,
         ),
     ]
     transformers.utils.logging.disable_progress_bar()
