@@ -77,8 +77,9 @@ class Engine:
         self.max_context_tokens = min(max_context_tokens(checkpoint.config), self._cache.num_tokens)
         context = AttentionContext(self._cache)
         attach(model, context)
-        # The head too, so that it can be told apart from the last layer.
-        gate_layers([*layers, model.get_output_embeddings()])
+        head = model.get_output_embeddings()
+        # The head too, so that its time can be told apart from the last layer's.
+        gate_layers(layers if head is None else [*layers, head])
         with contextlib.ExitStack() as undo:
             self._weights = StreamedWeights(
                 pack,

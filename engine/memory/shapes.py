@@ -13,8 +13,9 @@ from engine.memory.placement import split_groups
 from engine.planning.flops import Work
 from engine.planning.shape import ModelShape
 
-_NUM_EXPERTS: Final = ("num_local_experts", "num_experts", "n_routed_experts")
-"""What configs call the number of experts that a layer's tokens are shared among."""
+_NUM_EXPERTS: Final = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_NUM_CHOSEN: Final = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k")
+"""What configs call the number of a layer's experts, and of those that one token is sent to."""
 
 
 def kv_shapes(config: Any) -> list[KVShape]:
@@ -79,17 +80,20 @@ def largest_matrix(groups: Sequence[PackGroup]) -> tuple[int, int]:
 def _met_elements(shape: tuple[int, ...], text: Any) -> int:
     if len(shape) < 2:
         return 0  # norms and biases
-    num_experts = next((n for name in _NUM_EXPERTS if (n := getattr(text, name, None))), None)
-    if len(shape) == 3 and shape[0] == num_experts:
-        return int(text.num_experts_per_tok) * prod(shape[1:])
+    num_chosen = _first_count(text, _NUM_CHOSEN)
+    if len(shape) == 3 and shape[0] == _first_count(text, _NUM_EXPERTS) and num_chosen:
+        return num_chosen * prod(shape[1:])
     return prod(shape)
+
+
+def _first_count(text: Any, names: Sequence[str]) -> int | None:
+    found = (getattr(text, name, None) for name in names)
+    return next((count for count in found if isinstance(count, int)), None)
 
 
 def _windows(text: Any, num_layers: int) -> tuple[int | None, ...]:
     window = getattr(text, "sliding_window", None)
-    kinds = getattr(text, "layer_types", None)
-    if window is None:
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * num_layers
+    if not isinstance(window, int) or window < 1 or len(kinds) != num_layers:
         return (None,) * num_layers
-    if kinds is None:
-        return (int(window),) * num_layers
-    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -99,7 +99,7 @@ class Executor:
             if step.is_last:
                 self._weights.release(step.layer)
         for index, batch in enumerate(batches):
-            if lockstep.logits[index] is None:  # the forward stopped before the head
+            while lockstep.logits[index] is None:  # the forward stopped before the head
                 flops = self._work.head_flops(len(batch.wanted))
                 with clock.span(Track.HEAD, "head", flops=flops):
                     lockstep.step(index)
