@@ -79,6 +79,7 @@ bench: setup model
 	$(BIN)/python bench/server_memory.py
 	$(BIN)/python bench/demo_oracle.py $(MODEL)
 	$(BIN)/python bench/ragged.py $(MODEL) --rows 96 --batch-sizes 32
+	$(BIN)/python bench/overlap.py
 
 # Only a maintainer needs uv. torch stays out of every lock, see above.
 COMPILE := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 \

@@ -18,8 +18,9 @@ import typer
 from cli.console import say, show
 from cli.demo_input import write_demo_input
 from cli.model import find_model
+from cli.options import ModelOption
 from cli.result_files import ResultPaths
-from cli.serve import ModelOption, running
+from cli.serve import running
 from cli.submit import submit_and_fetch
 from jobs.settings import Settings
 

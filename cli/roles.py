@@ -3,6 +3,15 @@
 import typer
 
 from cli.errors import StartError
+from cli.options import (
+    DiskSpace,
+    GpuMemory,
+    HostMemory,
+    ModelOption,
+    SpillDir,
+    Trace,
+    overridden,
+)
 from jobs.settings import Settings
 
 
@@ -22,9 +31,25 @@ def intake() -> None:
     run_intake(settings)
 
 
-def worker() -> None:
+def worker(
+    model: ModelOption = None,
+    *,
+    gpu_memory: GpuMemory = None,
+    host_memory: HostMemory = None,
+    disk_space: DiskSpace = None,
+    spill_dir: SpillDir = None,
+    trace: Trace = None,
+) -> None:
     """Run the worker alone: the engine and its model (needs FREIGHT_REDIS_URL)."""
-    settings = _settings()
+    settings = overridden(
+        _settings(),
+        model=model,
+        gpu_memory_bytes=gpu_memory,
+        host_memory_bytes=host_memory,
+        disk_space_bytes=disk_space,
+        spill_dir=spill_dir,
+        trace_file=trace,
+    )
     from worker.main import run_worker  # noqa: PLC0415 (a role loads only what it needs)
 
     run_worker(settings)

@@ -4,29 +4,28 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import progress_bar, say
+from cli.console import progress_bar, progress_console, say
 from cli.model import find_model
+from cli.options import (
+    DiskSpace,
+    GpuMemory,
+    HostMemory,
+    ModelOption,
+    SpillDir,
+    Trace,
+    overridden,
+)
+from cli.report_table import report_table, report_text
 from cli.result_files import ResultPaths, open_results
-from cli.serve import ModelOption
-from jobs.settings import Settings, parse_bytes
+from jobs.settings import Settings
 
 if TYPE_CHECKING:  # what runs the engine is loaded by the command alone
     from cli.offline import OfflineBatch, OfflineRun, Tally
-
-_HostMemory: TypeAlias = Annotated[
-    int | None,
-    typer.Option(parser=parse_bytes, metavar="SIZE", help="Most host memory, say 1.5GiB."),
-]
-_GpuMemory: TypeAlias = Annotated[
-    int | None,
-    typer.Option(
-        parser=parse_bytes, metavar="SIZE", help="Most GPU memory, say 20GiB; 0 forces the CPU."
-    ),
-]
+    from worker.model import EngineReport
 
 
 def run(
@@ -34,23 +33,24 @@ def run(
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Results, as they finish.")],
     model: ModelOption = None,
     *,
-    host_memory: _HostMemory = None,
-    gpu_memory: _GpuMemory = None,
-    spill_dir: Annotated[
-        Path | None, typer.Option(help="Folder for what does not fit in memory.")
-    ] = None,
+    gpu_memory: GpuMemory = None,
+    host_memory: HostMemory = None,
+    disk_space: DiskSpace = None,
+    spill_dir: SpillDir = None,
+    trace: Trace = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Skip the lines that OUT.jsonl holds already.")
     ] = False,
 ) -> None:
     """Answer IN.jsonl in this process. Failed lines go to OUT.errors.jsonl. 0 if none failed."""
-    settings = Settings.from_environment()
-    settings = dataclasses.replace(
-        settings,
-        model=model or settings.model,
-        host_memory_bytes=settings.host_memory_bytes if host_memory is None else host_memory,
-        gpu_memory_bytes=settings.gpu_memory_bytes if gpu_memory is None else gpu_memory,
-        spill_dir=spill_dir or settings.spill_dir,
+    settings = overridden(
+        Settings.from_environment(),
+        model=model,
+        gpu_memory_bytes=gpu_memory,
+        host_memory_bytes=host_memory,
+        disk_space_bytes=disk_space,
+        spill_dir=spill_dir,
+        trace_file=trace,
     )
     settings = dataclasses.replace(settings, model=str(find_model(settings)))
     paths = ResultPaths.beside(source, out)
@@ -81,9 +81,15 @@ def answer_file(source: Path, paths: ResultPaths, settings: Settings, *, resume:
         with contextlib.closing(load_engine(settings)) as engine:
             offline = OfflineRun(batch, engine=engine, renderer=renderer, files=files)
             _go_with_progress(offline, batch)
-            for name, value in engine.report().as_dict().items():
-                say(f"  {name}: {value}")
+            _show_report(engine.report())
     return offline.tally
+
+
+def _show_report(report: "EngineReport") -> None:
+    told = report.as_dict()
+    say(f"  {told['policy_reason']}")
+    say(report_text(told))
+    progress_console().print(report_table(report))
 
 
 def _go_with_progress(offline: "OfflineRun", batch: "OfflineBatch") -> None:

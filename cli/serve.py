@@ -18,30 +18,44 @@ import typer
 from cli.console import say
 from cli.errors import StartError
 from cli.model import find_model
+from cli.options import (
+    DiskSpace,
+    GpuMemory,
+    HostMemory,
+    ModelOption,
+    SpillDir,
+    Trace,
+    overridden,
+)
 from cli.supervisor import POLL_S, Role, Supervisor
 from jobs.settings import Settings
 
 _ANY_HOST: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _WORKER_STOP_LIMIT_S: Final = 30.0  # the sweep under way ends first, then its rows are given back
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option(help="Safetensors folder, GGUF file, or a name in the models folder."),
-]
-
 
 def serve(
     model: ModelOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    *,
+    gpu_memory: GpuMemory = None,
+    host_memory: HostMemory = None,
+    disk_space: DiskSpace = None,
+    spill_dir: SpillDir = None,
+    trace: Trace = None,
 ) -> None:
     """Run everything on this machine: server, intake, worker and, unless one is set, Valkey."""
-    settings = Settings.from_environment()
-    settings = dataclasses.replace(
-        settings,
-        model=model or settings.model,
-        host=host or settings.host,
-        port=settings.port if port is None else port,
+    settings = overridden(
+        Settings.from_environment(),
+        model=model,
+        host=host,
+        port=port,
+        gpu_memory_bytes=gpu_memory,
+        host_memory_bytes=host_memory,
+        disk_space_bytes=disk_space,
+        spill_dir=spill_dir,
+        trace_file=trace,
     )
     with contextlib.suppress(KeyboardInterrupt), running(settings) as freight:
         say(_ready_text(freight.url))

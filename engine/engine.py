@@ -1,9 +1,7 @@
 """The engine's facade: prompts in, completions out as they finish. Knows no HTTP, queue or JSON."""
 
 import contextlib
-import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,22 +17,26 @@ from engine.compute.limits import check_sampling
 from engine.compute.linear import attach_multiplier
 from engine.compute.lockstep import gate_layers
 from engine.compute.routes import Beside, Here, Route
-from engine.compute.sampling import Sampled
 from engine.compute.skeleton import build_skeleton, decoder_layers
 from engine.config import Budgets, Completion, FinishReason, Prompt
 from engine.context import max_context_tokens
 from engine.errors import PackError, PromptError
+from engine.memory.ceilings import ceilings_of
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.kv_cache import KVCache, KVShape
 from engine.memory.manifest import Pack
 from engine.memory.pack import ensure_pack, load_buffers, plan_groups
-from engine.memory.shapes import kv_shapes, model_shape
+from engine.memory.shapes import kv_shapes, model_shape, model_work
 from engine.memory.weights import StreamedWeights
 from engine.planning.cost import check_budgets
+from engine.planning.flops import Work
 from engine.planning.policy import Policy, Tier
 from engine.planning.shape import ModelShape
-from engine.sweep.block import Block, Row, Share
+from engine.sweep.block import Block, Row
+from engine.sweep.call_log import CallLog
 from engine.sweep.executor import Executor
+from engine.sweep.micro_batches import MicroBatches
+from engine.sweep.recorder import Recorder
 from engine.sweep.report import Report
 from engine.timeline import Timeline
 from engine.tokenizer import Tokenizer
@@ -61,14 +63,16 @@ class Engine:
         model: Any,  # transformers' models are untyped
         tokenizer: Tokenizer,
         policy: Policy,
+        work: Work,
+        timeline: Timeline,
+        recorder: Recorder,
         spill_dir: Path,
     ) -> None:
         self.policy = policy
         self.tokenizer = tokenizer
         self._eos_token_ids = frozenset((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids))
         self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
-        self._report = Report(policy_reason=policy.reason)
-        self.timeline = Timeline()
+        self._recorder = recorder
         device = _device(policy.compute)
         layers = decoder_layers(model)
         shapes = kv_shapes(checkpoint.config)
@@ -78,25 +82,26 @@ class Engine:
             max_context_tokens(checkpoint.config), max(cache.num_tokens for cache in caches)
         )
         self._context = AttentionContext(
-            {cache.tier: _route(cache, policy, self.timeline) for cache in caches}
+            {cache.tier: _route(cache, policy, timeline) for cache in caches}
         )
         attach(model, self._context)
         gate_layers(layers)
         with contextlib.ExitStack() as undo:
             undo.callback(self._context.close)
-            self._weights = StreamedWeights(
-                pack, model, policy, device=device, timeline=self.timeline
-            )
+            self._weights = StreamedWeights(pack, model, policy, device=device, timeline=timeline)
             undo.callback(self._weights.close)
             load_buffers(pack, model)
             model.to(device)  # buffers: every parameter is there already
             multiplier = attach_multiplier(
                 model, dtype=getattr(torch, policy.compute_dtype), device=device
             )
-            self._report.gemm_reason = multiplier.gemm.reason
+            recorder.gemm_chosen(multiplier.gemm.reason)
             head = gated_head(model, self._weights, multiplier)
             undo.pop_all()
-        self._block = Block(caches, max_rows=policy.block_rows)
+        self._block = Block(caches, max_rows=policy.block_rows, on_preempt=recorder.preempted)
+        self._micro_batches = MicroBatches(
+            policy, self._context, spill_dir=spill_dir, device=device
+        )
         self._executor = Executor(
             model,
             num_layers=len(layers),
@@ -104,10 +109,11 @@ class Engine:
             weights=self._weights,
             head=head,
             context=self._context,
-            policy=policy,
-            spill_dir=spill_dir,
+            micro_batches=self._micro_batches,
             eos_token_ids=sorted(self._eos_token_ids),
             device=device,
+            work=work,
+            timeline=timeline,
         )
 
     @classmethod
@@ -118,15 +124,24 @@ class Engine:
         budgets: Budgets,
         policy: Policy | PolicyMaker,
         progress: Progress | None = None,
+        timeline: Timeline | None = None,
+        call_log: Path | None = None,
     ) -> Self:
         """Open, plan, pack if need be, place and bind. `policy` is one, or plans one from the shape.
 
-        A pack found damaged is written anew, once. Raises EngineError: CheckpointError,
+        `timeline` gets every span and is closed with the engine; `call_log` is a file that grows by
+        a JSON line for each call and sweep. A pack found damaged is written anew, once. Raises EngineError: CheckpointError,
         UnsupportedModelError, BudgetError (before a byte is written), PackError.
         """
         opened = open_checkpoint(checkpoint)
         load = functools.partial(
-            cls._load, opened, budgets=budgets, policy=policy, progress=progress
+            cls._load,
+            opened,
+            budgets=budgets,
+            policy=policy,
+            progress=progress,
+            timeline=timeline or Timeline(),
+            call_log=call_log,
         )
         try:
             return load()
@@ -141,12 +156,15 @@ class Engine:
         budgets: Budgets,
         policy: Policy | PolicyMaker,
         progress: Progress | None,
+        timeline: Timeline,
+        call_log: Path | None,
     ) -> Self:
         dtype = torch.float32 if not budgets.gpu_bytes else opened.stored_dtype
         model = build_skeleton(
             opened.config, attention=ATTENTION_NAME, experts=EXPERTS_NAME, dtype=dtype
         )
-        shape = model_shape(plan_groups(opened, model), model, opened.config, dtype=dtype)
+        groups = plan_groups(opened, model)
+        shape = model_shape(groups, model, opened.config, dtype=dtype)
         chosen = policy if isinstance(policy, Policy) else policy(shape, budgets)
         check_budgets(shape, chosen, budgets)
         pack = ensure_pack(
@@ -163,6 +181,15 @@ class Engine:
             tokenizer=Tokenizer.load(opened.source),
             policy=chosen,
             spill_dir=budgets.spill_dir,
+            work=model_work(groups, opened.config, dtype=dtype),
+            timeline=timeline,
+            recorder=Recorder(
+                policy_reason=chosen.reason,
+                ceilings=ceilings_of(pack, chosen),
+                spill_dir=budgets.spill_dir,
+                timeline=timeline,
+                call_log=CallLog(call_log),
+            ),
         )
 
     @property
@@ -203,10 +230,12 @@ class Engine:
         limit = len(prompt.token_ids) + prompt.sampling.max_tokens
         for index in range(prompt.sampling.n):
             self._block.add(Row(prompt=prompt, index=index, limit_tokens=limit))
+        self._recorder.submitted(prompt)
 
     def cancel(self, key: str) -> None:
         """Drop a prompt's rows, waiting or running; no further completion of it will come."""
         self._block.drop(key)
+        self._recorder.cancelled(key)
 
     def sweep(self) -> list[Completion]:
         """One pass over all layers for every row; the rows that finished. No rows: nothing to do.
@@ -220,12 +249,17 @@ class Engine:
         )
         if not shares:
             return []
-        started_s = time.perf_counter()
-        tokens = self._executor.run(shares, self._report)
-        completions = self._block.finish(
-            shares, tokens, is_end=self._reason_to_end, complete=self._complete
+        with self._recorder.sweeping(shares):
+            tokens = self._executor.run(shares)
+            completions = self._block.finish(
+                shares, tokens, is_end=self._reason_to_end, complete=self._complete
+            )
+        self._recorder.swept(
+            shares,
+            num_generated=len(tokens),
+            completions=completions,
+            pages_in_use=self._block.num_pages_in_use,
         )
-        self._count(shares, tokens, completions, time.perf_counter() - started_s)
         return completions
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[Completion]:
@@ -242,20 +276,18 @@ class Engine:
             yield from self.sweep()
 
     def report(self) -> Report:
-        counters = self._weights.counters
-        return dataclasses.replace(
-            self._report,
+        """Since the engine was loaded; two of them can be subtracted."""
+        return self._recorder.report(
+            self._weights.counters,
             preempted_rows=self._block.num_preempted,
             shared_tokens=self._block.num_shared_tokens,
-            weights_streamed_bytes=counters.streamed_bytes,
-            weights_fetched_s=counters.fetched_s,
-            weights_waited_s=counters.waited_s,
         )
 
     def close(self) -> None:
         self._weights.close()
         self._context.close()
-        self._executor.close()
+        self._micro_batches.close()
+        self._recorder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -315,29 +347,6 @@ class Engine:
             num_generated=len(row.generated),
             logprobs=tuple(row.logprobs[:num_kept]) if asked else None,
         )
-
-    def _count(
-        self,
-        shares: Sequence[Share],
-        tokens: Sequence[Sampled],
-        completions: Sequence[Completion],
-        seconds: float,
-    ) -> None:
-        report = self._report
-        report.num_sweeps += 1
-        report.sweep_s += seconds
-        report.generated_tokens += len(tokens)
-        report.prompt_tokens += sum(map(_num_prompt_tokens, shares))
-        report.completions += len(completions)
-        report.peak_rows = max(report.peak_rows, len(shares))
-
-
-def _num_prompt_tokens(share: Share) -> int:
-    """How many of the tokens that the share has just brought to the cache are its prompt's."""
-    if share.prefix is not None:
-        return share.num_tokens
-    cached = share.row.num_cached
-    return max(0, min(cached, len(share.row.prompt.token_ids)) - (cached - share.num_tokens))
 
 
 def _caches(shapes: Sequence[KVShape], policy: Policy, spill_dir: Path) -> list[KVCache]:

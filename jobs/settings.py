@@ -76,6 +76,10 @@ class Settings:
     """Rows of the block. None: the policy's own choice."""
     sweep_tokens: int | None = None
     """Prompt tokens that one sweep may carry beside the decoding rows. None: the policy's own."""
+    trace_file: Path | None = None
+    """A timeline of the engine for Chrome or Perfetto, written over at each start of a worker."""
+    call_log: Path | None = None
+    """A JSON line for each call and sweep of the engine, appended to."""
 
     @property
     def ledger_url(self) -> str:

@@ -58,6 +58,7 @@ class BlockWorker(LeasedWorker):
         self._doorbell = doorbell
         self._feeder = feeder
         self._run_report = run_report
+        self._reported = engine.report()  # what earlier busy periods told
         self._deaths = Deaths(connection)
         self._claims: dict[ShardKey, Claim] = {}
         self._is_apart = False  # a suspect shard runs, or waits for the rest: nothing else comes in
@@ -79,9 +80,14 @@ class BlockWorker(LeasedWorker):
             self._note_failure(error)
         finally:
             self._give_back()
-            self._run_report.close(self._engine.report().as_dict())
+            self._close_report()
         with self.despite_lost_redis():
             self.set_state(WorkerStatus.IDLE)
+
+    def _close_report(self) -> None:
+        report = self._engine.report()
+        self._run_report.close(report.since(self._reported))
+        self._reported = report
 
     def request_stop_execution(self, execution_id: str) -> None:
         """An operator stops one shard; called from RQ's listening thread."""

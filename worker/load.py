@@ -9,6 +9,8 @@ from engine.engine import Engine
 from engine.memory.measure import measure_budgets
 from engine.planning.planners import PLANNERS
 from engine.planning.planners.base import Wishes
+from engine.sweep.trace import ChromeTrace
+from engine.timeline import Timeline
 from jobs.settings import Settings
 from worker.model import resolve_model
 
@@ -27,6 +29,8 @@ def load(settings: Settings) -> Engine:
         ),
         policy=functools.partial(PLANNERS["fixed"], wishes=wishes),
         progress=_PackingNews(log, settings.weights_dir),
+        timeline=Timeline(sink=ChromeTrace(settings.trace_file) if settings.trace_file else None),
+        call_log=settings.call_log,
     )
     policy = engine.policy
     log.info(

@@ -5,9 +5,9 @@ The intake process must not pay for the engine, so both are imported only when a
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from engine.config import Completion, Prompt
 from jobs.errors import SettingsError
@@ -17,9 +17,28 @@ from worker.context_length import max_context_tokens
 from worker.render import Renderer, TextTokenizer
 
 
-class EngineReport(Protocol):
+class ReportLine(Protocol):
+    """One link or unit of the machine; `unit` is empty where only time is told."""
+
     @property
-    def num_sweeps(self) -> int: ...
+    def name(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def amount(self) -> int: ...
+    @property
+    def busy_s(self) -> float: ...
+    @property
+    def per_s(self) -> float | None: ...
+    @property
+    def ceiling_per_s(self) -> float | None: ...
+    @property
+    def share(self) -> float | None: ...
+
+
+class EngineReport(Protocol):
+    def since(self, earlier: Self) -> Self: ...
+    def lines(self) -> Sequence[ReportLine]: ...
     def as_dict(self) -> dict[str, Any]: ...
 
 

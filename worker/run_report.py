@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import structlog
 
+from worker.model import EngineReport, ReportLine
+
 log: Final = structlog.get_logger(__name__)
 _MAX_REPORTS: Final = 50
 _MAX_BLOCKS: Final = 1_000
@@ -39,8 +41,10 @@ class RunReport:
         elif len(self._blocks) < _MAX_BLOCKS:
             self._blocks.append(_Carried(num_sweeps=1, rows=dict(rows_by_batch)))
 
-    def close(self, engine_report: Mapping[str, Any]) -> None:
-        """Log and write the period, and begin the next. A period without a sweep leaves nothing."""
+    def close(self, engine_report: EngineReport) -> None:
+        """Log and write the period, which `engine_report` is of, and begin the next. A period without
+        a sweep leaves nothing.
+        """
         if self._num_sweeps:
             ended_at = _now()
             report = {
@@ -50,9 +54,11 @@ class RunReport:
                 "num_settled_lines": self._num_settled,
                 "num_batches": len({name for block in self._blocks for name in block.rows}),
                 "blocks": [dataclasses.asdict(block) for block in self._blocks],
-                "engine": dict(engine_report),
+                "engine": engine_report.as_dict(),
             }
             log.info("busy period", **report)
+            for line in engine_report.lines():
+                log.info("achieved", **_told(line))
             self._write(f"{ended_at:%Y%m%dT%H%M%S.%f}Z.json", report)
         self._begin()
 
@@ -68,6 +74,16 @@ class RunReport:
         (self._folder / name).write_text(f"{text}\n", encoding="utf-8")
         for old in sorted(self._folder.glob("*.json"))[:-_MAX_REPORTS]:
             old.unlink(missing_ok=True)
+
+
+def _told(line: ReportLine) -> dict[str, Any]:
+    told: dict[str, Any] = {"link": line.name, "busy_s": round(line.busy_s, 3)}
+    if line.unit:
+        told |= {"done": line.amount, "unit": line.unit}
+    for name in ("per_s", "ceiling_per_s", "share"):
+        if (value := getattr(line, name)) is not None:
+            told[name] = round(value, 3) if name == "share" else round(value)
+    return told
 
 
 def _now() -> dt.datetime:

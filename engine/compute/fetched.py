@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from engine.compute.packing import New, Packing, write_and_attend
-from engine.compute.routes import sent_event
+from engine.compute.routes import attention_span, sent_event
 from engine.compute.segments import Head, Segment, Span
 from engine.memory.kv_cache import KVCache
 from engine.planning.policy import Tier
@@ -56,7 +56,7 @@ class Fetched:
         buffers.wait()
         home, dtype = new.query.device, new.query.dtype
         here = new.to(self._device, self.cache.dtype)
-        with self._timeline.span(Track.ATTENTION, f"layer {layer}"):
+        with attention_span(self._timeline, here, packing=packing, layer=layer, head=head):
             pool = buffers.pool(self.cache.layer(layer), local.packing.num_slots)
             answer = write_and_attend(pool, here, packing=local.packing, head=head)
         buffers.used = sent_event(self._device)

@@ -8,6 +8,7 @@ import torch
 from engine.compute.attend import AttentionPlan, attend, plan_attention
 from engine.compute.gather import Bucket, attend_gathered, plan_gathering
 from engine.compute.segments import Head, Segment, cut_at_chunks
+from engine.planning.flops import Attended, attended
 from engine.planning.policy import Tier
 
 
@@ -22,6 +23,9 @@ class Packing:
     segments: Sequence[Segment]
     slots: torch.Tensor
     num_slots: int
+    _attended: dict[int | None, Attended] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
     _cuts: dict[int, "Packing"] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _view_plans: dict[int | None, AttentionPlan] = dataclasses.field(
         default_factory=dict, init=False, repr=False
@@ -36,6 +40,13 @@ class Packing:
             segments = cut_at_chunks(self.segments, chunk_tokens)
             self._cuts[chunk_tokens] = dataclasses.replace(self, segments=segments)
         return self._cuts[chunk_tokens]
+
+    def attended(self, window: int | None) -> Attended:
+        """What there is to compute in a layer of that window, counted once."""
+        if window not in self._attended:
+            lengths = [(segment.num_tokens, segment.past) for segment in self.segments]
+            self._attended[window] = attended(lengths, window=window)
+        return self._attended[window]
 
     def view_plan(self, window: int | None) -> AttentionPlan:
         """The same for every layer of one window, so made once."""

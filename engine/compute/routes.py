@@ -4,6 +4,7 @@ A third way, bringing them here, is in `fetched`. Knows tensors, threads and dev
 """
 
 import concurrent.futures
+import contextlib
 from typing import Final, Protocol
 
 import torch
@@ -54,13 +55,10 @@ class Here:
 
     def attend(self, new: New, *, packing: Packing, layer: int, head: Head) -> torch.Tensor:
         home, dtype = new.query.device, new.query.dtype
-        with self._timeline.span(Track.ATTENTION, f"layer {layer}"):
-            answer = write_and_attend(
-                self.cache.layer(layer),
-                new.to(self.cache.device, self.cache.dtype),
-                packing=packing,
-                head=head,
-            )
+        moved = new.to(self.cache.device, self.cache.dtype)
+        with attention_span(self._timeline, moved, packing=packing, layer=layer, head=head):
+            pool = self.cache.layer(layer)
+            answer = write_and_attend(pool, moved, packing=packing, head=head)
         return answer.to(home, dtype)
 
     def settle(self) -> None:
@@ -104,7 +102,10 @@ class Beside:
     ) -> torch.Tensor:
         if sent is not None:
             sent.synchronize()
-        with torch.inference_mode(), self._timeline.span(Track.ATTENTION, f"layer {layer}"):
+        with (
+            torch.inference_mode(),
+            attention_span(self._timeline, new, packing=packing, layer=layer, head=head),
+        ):
             return write_and_attend(self.cache.layer(layer), new, packing=packing, head=head)
 
     def settle(self) -> None:
@@ -115,6 +116,26 @@ class Beside:
 
     def close(self) -> None:
         self._pool.shutdown()
+
+
+def attention_span(
+    timeline: Timeline, new: New, *, packing: Packing, layer: int, head: Head
+) -> contextlib.AbstractContextManager[None]:
+    """Notes what is computed in it. On a GPU nothing: there it is only asked for, and is part of the
+    layer's own span.
+    """
+    if new.query.device.type != "cpu":
+        return contextlib.nullcontext()
+    seen = packing.attended(head.window)
+    num_heads, _, key_size = new.query.shape
+    kv_heads, _, value_size = new.value.shape
+    sizes = key_size + value_size
+    return timeline.span(
+        Track.ATTENTION,
+        f"attention {layer}",
+        num_bytes=seen.num_cached * kv_heads * sizes * new.key.itemsize,
+        flops=2 * num_heads * sizes * seen.num_pairs,
+    )
 
 
 def park() -> None:

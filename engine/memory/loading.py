@@ -48,12 +48,12 @@ class Loader:
         self.check(span, buffer)
         return span.view(piece, buffer.bytes)
 
-    def read(self, span: Span, buffer: HostBuffer) -> None:
+    def read(self, span: Span, buffer: HostBuffer, track: Track = Track.LOADING) -> None:
         """Into the buffer, which then starts with the span's first page. Raises OSError."""
         if not span.pieces:
             return
         name = span.pieces[0].group.name
-        with self._timeline.span(Track.DISK_READ, name, num_bytes=span.num_bytes):
+        with self._timeline.span(track, name, num_bytes=span.num_bytes):
             self._reader.read(buffer, offset_bytes=span.offset_bytes, num_bytes=span.num_bytes)
 
     def check(self, span: Span, buffer: HostBuffer) -> None:

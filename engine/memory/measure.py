@@ -1,6 +1,7 @@
 """What this machine really has: memory of the container, not of the host, and the GPU's."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -8,13 +9,10 @@ import torch
 
 from engine.config import Budgets
 from engine.errors import BudgetError
+from engine.memory.cgroups import memory_limits
 
 _HOST_SHARE: Final = 0.8
 _GPU_SHARE: Final = 0.9
-_CGROUP_LIMITS: Final = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 
 
 def measure_budgets(
@@ -47,9 +45,13 @@ def _free_gpu_bytes() -> int:
 
 
 def free_host_bytes(
-    limits: tuple[Path, ...] = _CGROUP_LIMITS, meminfo: Path = Path("/proc/meminfo")
+    limits: Sequence[Path] | None = None, meminfo: Path = Path("/proc/meminfo")
 ) -> int:
-    """The smaller of what the kernel calls available and what the container may still take."""
+    """The smaller of what the kernel calls available and what the container may still take.
+
+    `limits` are files of control groups; None: those of this process's own and all around it.
+    """
+    limits = memory_limits() if limits is None else limits
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
     for limit in limits:
@@ -66,7 +68,8 @@ def _used_bytes(limit: Path) -> int:
     # Page cache counts as used and gives way when asked.
     stat = limit.with_name("memory.stat")
     fields = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
-    cached = int(fields.get("inactive_file", fields.get("total_inactive_file", 0)))
+    # The first generation tells a nested group's own and, as total, what its limit is about.
+    cached = int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
     return max(0, used - cached)
 
 

@@ -33,12 +33,19 @@ class Slot:
 
 class SlotRing:
     """`fill(unit, slot)` runs on a thread of the ring for unit after unit, around and around, as
-    slots are given back. What it raises surfaces in `take`, now and ever after. Close it.
+    slots are given back; without `ahead` only when `take` asks. What it raises surfaces in `take`,
+    now and ever after. Close it.
     """
 
     def __init__(
-        self, slots: Sequence[Slot], *, num_units: int, fill: Callable[[int, Slot], None]
+        self,
+        slots: Sequence[Slot],
+        *,
+        num_units: int,
+        fill: Callable[[int, Slot], None],
+        ahead: bool = True,
     ) -> None:
+        self._wanted = None if ahead else threading.Semaphore(0)
         self._slots = slots
         self._num_units = num_units
         self._fill = fill
@@ -51,6 +58,8 @@ class SlotRing:
 
     def take(self) -> tuple[int, Slot]:
         """The next unit in order and the slot that holds it, once it does. Raises what `fill` did."""
+        if self._wanted is not None:
+            self._wanted.release()
         found = self._filled.get()
         if isinstance(found, BaseException):
             self._filled.put(found)  # for whoever asks next: filling has ended
@@ -64,6 +73,8 @@ class SlotRing:
     def close(self) -> None:
         self._stop.set()
         self._free.release()
+        if self._wanted is not None:
+            self._wanted.release()
         if self._thread.is_alive():
             self._thread.join()
         self._filled.put(EngineError("the weights are closed"))  # for whoever asks all the same
@@ -71,6 +82,8 @@ class SlotRing:
     def _run(self) -> None:
         try:
             for turn in itertools.count():
+                if self._wanted is not None:
+                    self._wanted.acquire()
                 self._free.acquire()
                 if self._stop.is_set():
                     return

@@ -13,6 +13,7 @@ from engine.memory.kv_cache import KVShape
 from engine.memory.layout import lay_out
 from engine.memory.manifest import PackedTensor, PackGroup
 from engine.memory.placement import rows_of, split_groups
+from engine.planning.flops import Work
 from engine.planning.shape import ModelShape, Placeable
 
 _GRANULE_ROWS: Final = 16
@@ -20,6 +21,10 @@ _GRANULE_ROWS: Final = 16
 
 _LOGIT_SCALES: Final = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Config fields of models that work on their logits before they give them."""
+
+_NUM_EXPERTS: Final = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_NUM_CHOSEN: Final = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k")
+"""What configs call the number of a layer's experts, and of those that one token is sent to."""
 
 
 def kv_shapes(config: Any) -> list[KVShape]:
@@ -119,3 +124,51 @@ def _placeable(tensor: PackedTensor, kind: Kind, dtype: torch.dtype) -> Placeabl
 def _widest(sizes: int | Sequence[int]) -> int:
     """Of a size, or of one for each layer."""
     return int(sizes) if isinstance(sizes, int) else max(map(int, sizes))
+
+
+def model_work(groups: Sequence[PackGroup], config: Any, *, dtype: torch.dtype) -> Work:
+    """What a token costs, off the layers' tensors: every matrix, of the experts the chosen ones."""
+    text = config.get_text_config(decoder=True)
+    layers, _ = split_groups(groups)
+    kv = kv_shapes(config)[0]
+    return Work(
+        matrix_elements=tuple(
+            sum(_met_elements(tensor.shape, text) for tensor in group.tensors) for group in layers
+        ),
+        windows=_windows(text, len(layers)),
+        num_heads=int(text.num_attention_heads),
+        key_size=kv.key_size,
+        value_size=kv.value_size,
+        kv_bytes_per_token=kv.token_bytes(dtype),
+        head_elements=int(text.vocab_size) * int(text.hidden_size),
+    )
+
+
+def largest_matrix(groups: Sequence[PackGroup]) -> tuple[int, int]:
+    """(rows, columns) of the largest matrix of any layer; of fused experts one expert's."""
+    layers, _ = split_groups(groups)
+    shapes = [tensor.shape[-2:] for group in layers for tensor in group.tensors]
+    rows, columns = max((shape for shape in shapes if len(shape) == 2), key=math.prod)
+    return rows, columns
+
+
+def _met_elements(shape: tuple[int, ...], text: Any) -> int:
+    if len(shape) < 2:
+        return 0  # norms and biases
+    num_chosen = _first_count(text, _NUM_CHOSEN)
+    if len(shape) == 3 and shape[0] == _first_count(text, _NUM_EXPERTS) and num_chosen:
+        return num_chosen * math.prod(shape[1:])
+    return math.prod(shape)
+
+
+def _first_count(text: Any, names: Sequence[str]) -> int | None:
+    found = (getattr(text, name, None) for name in names)
+    return next((count for count in found if isinstance(count, int)), None)
+
+
+def _windows(text: Any, num_layers: int) -> tuple[int | None, ...]:
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * num_layers
+    if not isinstance(window, int) or window < 1 or len(kinds) != num_layers:
+        return (None,) * num_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

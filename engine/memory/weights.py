@@ -84,7 +84,9 @@ class StreamedWeights:
             self._loader = Loader(pack, reader, self._timeline)
             slots = self._load(undo, policy.num_slots)
             self._give_room_to_wholes()
-            self._ring = SlotRing(slots, num_units=len(self._order), fill=self._fill)
+            self._ring = SlotRing(
+                slots, num_units=len(self._order), fill=self._fill, ahead=policy.overlap
+            )
             self._undo = undo.pop_all()
 
     # -- the executor's side ---------------------------------------------------------------
@@ -160,7 +162,7 @@ class StreamedWeights:
         started_s = time.perf_counter()
         if slot.copy is not None:
             self._finish_copy(slot)  # the staging buffer's last copy has left it
-        self._loader.read(unit.on_disk, slot.staging)
+        self._loader.read(unit.on_disk, slot.staging, Track.DISK_READ)
         if self._order[turn] in self._unchecked:
             self._loader.check(unit.on_disk, slot.staging)
             self._unchecked.discard(self._order[turn])

@@ -80,6 +80,8 @@ class Policy:
     """Cached tokens that one micro-batch may bring from another tier."""
     hidden_tier: Tier | None = None
     """Where hidden states lie between layers; None is the compute tier."""
+    overlap: bool = True
+    """Fetch coming layers while others compute; without, each when it is asked for."""
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("block_rows", "sweep_tokens", "micro_batch_tokens"), 1)

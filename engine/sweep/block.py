@@ -48,10 +48,13 @@ class Home:
         return run
 
     def extend(self, parent: Prefix | None, token_ids: Sequence[int]) -> Prefix | None:
-        """A new prefix after `parent`, likewise."""
-        while (prefix := self.prefixes.extend(parent, token_ids)) is None:
-            if not self.prefixes.evict():
-                return None
+        """A new prefix after `parent`, likewise; `parent` itself does not give way."""
+        if parent is not None:
+            self.prefixes.acquire(parent)
+        while (prefix := self.prefixes.extend(parent, token_ids)) is None and self.prefixes.evict():
+            continue
+        if parent is not None:
+            self.prefixes.release(parent)
         return prefix
 
 
@@ -142,9 +145,16 @@ class Share:
 class Block:
     """All rows that the engine carries. Oldest rows first in every order; fastest homes first."""
 
-    def __init__(self, caches: Sequence[KVCache], *, max_rows: int) -> None:
+    def __init__(
+        self,
+        caches: Sequence[KVCache],
+        *,
+        max_rows: int,
+        on_preempt: Callable[[Row], None] = lambda row: None,
+    ) -> None:
         self.homes = [Home(cache) for cache in caches]
         self._max_rows = max_rows
+        self._on_preempt = on_preempt
         self._waiting: collections.deque[Row] = collections.deque()
         self._running: list[Row] = []
         self._prompts: list[
@@ -161,6 +171,12 @@ class Block:
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    @property
+    def num_pages_in_use(self) -> int:
+        """Of rows and of prefixes, on all tiers."""
+        pools = [home.cache.pages for home in self.homes]
+        return sum(pool.num_pages - pool.num_free_pages for pool in pools)
 
     @property
     def keys(self) -> Iterator[str]:
@@ -260,6 +276,12 @@ class Block:
         if not home.can_hold(row.limit_tokens):
             return False  # its growth could not be promised there
         prefix = self._prefix_of(row, home) if row.may_share else None
+        if self._settle(row, home, prefix):
+            return True
+        # Where no row is, none will make room: what is free lies in pieces around the prefix.
+        return prefix is not None and self._is_empty(home) and self._settle(row, home, None)
+
+    def _settle(self, row: Row, home: Home, prefix: Prefix | None) -> bool:
         if prefix is not None:
             home.prefixes.acquire(prefix)
         num_shared = prefix.end if prefix else 0
@@ -350,11 +372,15 @@ class Block:
         """
         home = row.home
         self._leave(row)
-        row.may_share = any(each.home is home for each in self._running)
+        row.may_share = not self._is_empty(home)
+        self._on_preempt(row)
         row.num_cached = 0
         self._waiting.appendleft(row)
         bisect.insort(self._prompts, row.prompt.token_ids)
         self.num_preempted += 1
+
+    def _is_empty(self, home: Home | None) -> bool:
+        return all(row.home is not home for row in self._running)
 
     def _leave(self, row: Row) -> None:
         self._running.remove(row)

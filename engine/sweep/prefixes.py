@@ -84,6 +84,7 @@ class PrefixTree:
         if run is None:
             return None
         prefix = Prefix(token_ids=tuple(token_ids), parent=parent, run=run)
+        assert _key(prefix) not in self._siblings(prefix), "the prefix is there already"
         self._siblings(prefix)[_key(prefix)] = prefix
         return prefix
 

@@ -1,6 +1,5 @@
 """`freight run`: the worker's own parts around a fake engine; cut short, resumed, exact."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from cli.result_files import ResultPaths, open_results
 from cli.run import answer_file
 from engine.config import Completion, FinishReason, Prompt
 from engine.errors import EngineError, PromptError
+from engine.sweep.report import Report
 from jobs.ledger.ledger import Model
 from jobs.settings import Settings
 from worker.render import Renderer
@@ -27,14 +27,6 @@ _REFUSED_TOKEN = 13
 
 class _Cut(Exception):
     """The run is cut short here."""
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class _Report:
-    num_sweeps: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"num_sweeps": self.num_sweeps}
 
 
 class _NoText:
@@ -61,7 +53,7 @@ class _FakeEngine:
         self.most_rows = 0
         self.closed = False
         self._most_sweeps = most_sweeps
-        self._report = _Report()
+        self._report = Report(policy_reason="a fake one's")
 
     @property
     def num_rows(self) -> int:
@@ -94,7 +86,7 @@ class _FakeEngine:
             )
         ]
 
-    def report(self) -> _Report:
+    def report(self) -> Report:
         return self._report
 
     def close(self) -> None:
@@ -224,7 +216,9 @@ def test_the_command_loads_shows_and_closes_the_engine(
     tally = answer_file(source, paths, Settings(state_dir=tmp_path), resume=False)
     assert tally.num_answered == 2
     assert engine.closed
-    assert "num_sweeps: 2" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "a fake one's" in told
+    assert "2 sweeps in 0.0 s" in told
 
 
 @pytest.mark.parametrize(("option", "gpu_bytes"), [([], 2**30), (["--gpu-memory", "0"], 0)])

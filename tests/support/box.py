@@ -118,10 +118,15 @@ class Box:
         return [row["custom_id"] for row in rows]
 
     def submitted(self) -> list[str]:
-        """The witness: keys of all prompts that any engine was ever given."""
+        """Keys of all prompts that any engine was ever given, off the engines' call log."""
+        return [call["key"] for call in self.calls("submit")]
+
+    def calls(self, event: str) -> list[dict[str, Any]]:
+        """Lines of one kind of the witness, the call log of every engine there was."""
         if not self.witness.exists():
             return []
-        return [json.loads(line)[0] for line in self.witness.read_text().splitlines()]
+        calls = [json.loads(line) for line in self.witness.read_text().splitlines()]
+        return [call for call in calls if call["event"] == event]
 
     def cancel(self, batch_id: str) -> None:
         assert self.ledger.batches.advance(batch_id, BatchStatus.CANCELLING)

@@ -1,15 +1,16 @@
 """An engine and a tokenizer without a model: a completion depends on its prompt alone."""
 
-import json
 import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
-from typing import Any
 
 from engine.config import Completion, FinishReason, Prompt
 from engine.errors import EngineError, PromptError
+from engine.sweep.call_log import CallLog, LoggedRow
+from engine.sweep.report import Report
 
 POISON = 666
 """A prompt that holds this token makes every sweep it is in raise."""
@@ -32,16 +33,8 @@ class FakeTokenizer:
         return self.encode(text)
 
 
-class FakeReport:
-    def __init__(self, num_sweeps: int) -> None:
-        self.num_sweeps = num_sweeps
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"num_sweeps": self.num_sweeps}
-
-
 class FakeEngine:
-    """One token a row and sweep. `witness` gets a line for each prompt that is submitted."""
+    """One token a row and sweep. `witness` is a call log, the real engine's own."""
 
     def __init__(
         self,
@@ -57,7 +50,7 @@ class FakeEngine:
         self.num_sweeps = 0
         self.largest_block = 0
         self._sweep_s = sweep_s
-        self._witness = witness
+        self._call_log = CallLog(witness)
         self._raises_always = raises_always
         self._rows: dict[str, tuple[Prompt, list[int]]] = {}
 
@@ -72,16 +65,20 @@ class FakeEngine:
     def submit(self, prompt: Prompt) -> None:
         assert prompt.key not in self._rows
         self._rows[prompt.key] = (prompt, [])
-        if self._witness is not None:
-            with self._witness.open("a") as stream:
-                stream.write(f"{json.dumps([prompt.key, list(prompt.token_ids)])}\n")
+        self._call_log.submit(
+            prompt.key,
+            prompt_tokens=len(prompt.token_ids),
+            max_tokens=prompt.sampling.max_tokens,
+        )
 
     def cancel(self, key: str) -> None:
         self._rows.pop(key, None)
+        self._call_log.cancel(key)
 
     def sweep(self) -> list[Completion]:
         time.sleep(self._sweep_s)
         block = dict(list(self._rows.items())[: self.block_rows])
+        self._call_log.sweep(self.num_sweeps + 1, list(starmap(_logged, block.values())))
         if self._raises_always or any(POISON in prompt.token_ids for prompt, _ in block.values()):
             raise RuntimeError("the device is gone")
         if any(LETHAL in prompt.token_ids for prompt, _ in block.values()):
@@ -91,13 +88,23 @@ class FakeEngine:
         for prompt, tokens in block.values():
             tokens.append(97 + (sum(prompt.token_ids) + len(tokens)) % 26)
         done = [key for key, (prompt, tokens) in block.items() if _is_done(prompt, tokens)]
-        return [_completion(*self._rows.pop(key)) for key in done]
+        completions = [_completion(*self._rows.pop(key)) for key in done]
+        for each in completions:
+            self._call_log.finish(each.key, reason=each.finish_reason, tokens=each.num_generated)
+        return completions
 
-    def report(self) -> FakeReport:
-        return FakeReport(self.num_sweeps)
+    def report(self) -> Report:
+        """Only sweeps are counted."""
+        return Report(policy_reason="fake", num_sweeps=self.num_sweeps)
 
     def close(self) -> None:
         self._rows.clear()
+        self._call_log.close()
+
+
+def _logged(prompt: Prompt, tokens: list[int]) -> LoggedRow:
+    position = len(prompt.token_ids) + len(tokens) - 1 if tokens else 0
+    return LoggedRow(prompt.key, 0, position, 1 if tokens else len(prompt.token_ids), sampled=True)
 
 
 def _is_done(prompt: Prompt, tokens: list[int]) -> bool:

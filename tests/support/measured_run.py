@@ -70,12 +70,11 @@ def main() -> None:
         found = {done.key: done.token_ids for done in engine.generate(prompts(VOCAB_SIZE))}
         report = engine.report()
         policy = engine.policy
-        tracks = engine.timeline.totals()
     answer = {
         "peak_bytes": memory_bytes("VmHWM") - baseline_bytes,
         "loaded_bytes": loaded_bytes,
         "read_bytes": read_from_disk_bytes() - read_before,
-        "timeline_bytes": tracks[Track.DISK_READ].num_bytes,
+        "timeline_bytes": report.totals[Track.DISK_READ].num_bytes,
         "policy_bytes": policy.streamed_bytes,
         "streamed_bytes": report.weights_streamed_bytes,
         "num_sweeps": report.num_sweeps,

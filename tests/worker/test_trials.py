@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import Prompt, Sampling
+from engine.sweep.report import Report
 from tests.support.fake_engine import POISON, FakeEngine
 from worker.run_report import RunReport
 from worker.trials import EngineBrokenError, Trials
@@ -60,13 +61,14 @@ def test_a_broken_engine_is_told_from_a_bad_row() -> None:
 
 def test_the_report_joins_sweeps_over_the_same_batches(tmp_path: Path) -> None:
     report = RunReport(tmp_path)
-    report.close({})
+    engine_report = Report(policy_reason="none", num_sweeps=3)
+    report.close(engine_report)
     assert not list(tmp_path.iterdir())
     for _ in range(52):
         report.note({"a": 2}, num_settled=0)
         report.note({"a": 3}, num_settled=1)
         report.note({"a": 1, "b": 4}, num_settled=0)
-        report.close({"num_sweeps": 3})
+        report.close(engine_report)
     files = sorted(tmp_path.iterdir())
     assert len(files) == 50
     assert '"num_batches": 2' in files[-1].read_text()

@@ -46,6 +46,17 @@ def test_two_batches_share_one_block_and_the_report_says_so(box: Box) -> None:
     assert {first: 8, second: 8} in [block["rows"] for block in blocks]
 
 
+def test_a_busy_period_reports_itself_and_not_those_before(box: Box) -> None:
+    with box.running("intake"), box.running("worker"):
+        box.wait(box.add([completion_line(0, max_tokens=20)]))
+        box.until(box.reports)
+        box.wait(box.add([completion_line(0, max_tokens=5)]))
+        box.until(lambda: len(box.reports()) == 2)
+    first, second = box.reports()
+    assert (first["num_sweeps"], second["num_sweeps"]) == (20, 5)
+    assert (first["engine"]["num_sweeps"], second["engine"]["num_sweeps"]) == (20, 5)
+
+
 def test_a_small_batch_ends_while_a_large_one_runs(box: Box) -> None:
     large = box.add([completion_line(index, max_tokens=1) for index in range(800)])
     with box.running("intake"), box.running("worker", block_rows=4, sweep_s=0.02):
