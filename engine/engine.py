@@ -20,7 +20,9 @@ from engine.errors import PackError, PromptError
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.kv_cache import KVCache
 from engine.memory.manifest import Pack
-from engine.memory.pack import ensure_pack, load_buffers, plan_groups
+from engine.memory.pack import Announce, ensure_pack, load_buffers
+from engine.memory.pack_plan import plan_pack
+from engine.memory.retention import PackHold
 from engine.memory.shapes import kv_shapes, model_shape
 from engine.memory.weights import StreamedWeights
 from engine.planning.cost import check_budgets
@@ -73,6 +75,8 @@ class Engine:
         attach(model, context)
         gate_layers(layers)
         with contextlib.ExitStack() as undo:
+            self._hold = PackHold(pack.path.parent)
+            undo.callback(self._hold.close)
             self._weights = StreamedWeights(
                 pack, model, splits=policy.layer_splits, compute=policy.compute, device=device
             )
@@ -99,15 +103,21 @@ class Engine:
         budgets: Budgets,
         policy: Policy | PolicyMaker,
         progress: Progress | None = None,
+        announce: Announce | None = None,
     ) -> Self:
         """Open, plan, pack if need be, place and bind. `policy` is one, or plans one from the shape.
 
-        A pack found damaged is written anew, once. Raises EngineError: CheckpointError,
+        `announce` is told what packing will cost, before it starts. A pack found damaged is written anew, once. Raises EngineError: CheckpointError,
         UnsupportedModelError, BudgetError (before a byte is written), PackError.
         """
         opened = open_checkpoint(checkpoint)
         load = functools.partial(
-            cls._load, opened, budgets=budgets, policy=policy, progress=progress
+            cls._load,
+            opened,
+            budgets=budgets,
+            policy=policy,
+            progress=progress,
+            announce=announce,
         )
         try:
             return load()
@@ -122,18 +132,30 @@ class Engine:
         budgets: Budgets,
         policy: Policy | PolicyMaker,
         progress: Progress | None,
+        announce: Announce | None,
     ) -> Self:
         dtype = torch.float32 if not budgets.gpu_bytes else opened.stored_dtype
         model = build_skeleton(opened.config, attention=ATTENTION_NAME, dtype=dtype)
-        shape = model_shape(plan_groups(opened, model), opened.config, dtype=dtype)
-        chosen = policy if isinstance(policy, Policy) else policy(shape, budgets)
-        check_budgets(shape, chosen, budgets)
+        plan = plan_pack(
+            opened,
+            model,
+            spill_dir=budgets.spill_dir,
+            disk_bytes=budgets.disk_bytes,
+            in_place=True,
+        )
+        shape = model_shape(plan.groups, opened.config, dtype=dtype)
+        # What is read in the source's files takes no room of ours.
+        roomy = dataclasses.replace(budgets, disk_bytes=budgets.disk_bytes + plan.in_place_bytes)
+        chosen = policy if isinstance(policy, Policy) else policy(shape, roomy)
+        check_budgets(shape, chosen, roomy)
         pack = ensure_pack(
             opened,
             model,
             spill_dir=budgets.spill_dir,
             disk_bytes=budgets.disk_bytes,
             progress=progress,
+            announce=announce,
+            in_place=True,
         )
         return cls(
             opened,
@@ -233,6 +255,7 @@ class Engine:
 
     def close(self) -> None:
         self._weights.close()
+        self._hold.close()
 
     def __enter__(self) -> Self:
         return self

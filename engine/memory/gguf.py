@@ -5,9 +5,10 @@ are read; a file that asks for more than its config can say is refused, not run 
 """
 
 import dataclasses
+import functools
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -17,7 +18,7 @@ from transformers import AutoConfig
 from transformers.integrations.gguf import dequant, reader
 
 from engine.errors import CheckpointError, UnsupportedModelError
-from engine.memory.source import SourceTensor, reinterpret_as
+from engine.memory.source import Blocks, SourceTensor
 
 # GGUF architectures read here, and the library's model type for each.
 _MODEL_TYPES: Final[Mapping[str, str]] = MappingProxyType(
@@ -60,8 +61,6 @@ _LAYER_NAMES: Final[Mapping[str, str]] = MappingProxyType(
 _PLAIN_DTYPES: Final[Mapping[int, torch.dtype]] = MappingProxyType(
     {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
 )
-
-Decode = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,17 +158,15 @@ def _vocab_size(file: GgufFile) -> int:
 
 
 def _tensor(file: GgufFile, info: Any) -> SourceTensor:
-    decode, dtype = _decoding(info.ggml_type)
     num_heads = _num_rotated_heads(file, info.name)
-    if num_heads:
-        decode = _uninterleave(decode, num_heads, info.shape[0])
     return SourceTensor(
         path=file.path,
         offset_bytes=file.header.data_start + info.offset,
         num_bytes=info.nbytes,
         shape=tuple(info.shape),
-        dtype=dtype,
-        decode=decode,
+        dtype=_PLAIN_DTYPES.get(info.ggml_type, torch.float32),
+        blocks=None if info.ggml_type in _PLAIN_DTYPES else _blocks(info.ggml_type),
+        arrange=functools.partial(_uninterleave, num_heads) if num_heads else None,
     )
 
 
@@ -184,18 +181,16 @@ def _num_rotated_heads(file: GgufFile, name: str) -> int:
     return int(file.metadata.get(f"{arch}.attention.head_count_kv", num_heads))
 
 
-def _decoding(ggml_type: int) -> tuple[Decode, torch.dtype]:
-    if ggml_type in _PLAIN_DTYPES:
-        dtype = _PLAIN_DTYPES[ggml_type]
-        return reinterpret_as(dtype), dtype
-    return lambda raw: dequant.dequantize(raw, ggml_type, torch.float32), torch.float32
+def _blocks(ggml_type: int) -> Blocks:
+    _, block_bytes = dequant.GGML_BLOCK[ggml_type]
+    return Blocks(
+        block_bytes=block_bytes,
+        decode=lambda raw: dequant.dequantize(raw, ggml_type, torch.float32),
+    )
 
 
-def _uninterleave(decode: Decode, num_heads: int, num_rows: int) -> Decode:
+def _uninterleave(num_heads: int, values: torch.Tensor) -> torch.Tensor:
     """Rows (head, pair, 2) become (head, 2, pair): the library rotates halves, not pairs."""
-
-    def values(raw: torch.Tensor) -> torch.Tensor:
-        rows = decode(raw).reshape(num_heads, num_rows // num_heads // 2, 2, -1)
-        return rows.transpose(1, 2).contiguous()
-
-    return values
+    pairs = values.shape[0] // num_heads // 2
+    rows = values.reshape(num_heads, pairs, 2, *values.shape[1:])
+    return rows.transpose(1, 2).reshape(values.shape)

@@ -1,33 +1,30 @@
 """The pack: a model's weights on disk, written once, group after group, in the order of a sweep.
 
-A pack is a folder `<spill_dir>/packs/<identity>/` of a data file and a manifest. It appears whole,
-by a rename, or not at all. Knows nothing of tiers or of when a group is read.
+A pack is a folder `<spill_dir>/packs/<identity>/` of a manifest and a data file. It appears whole,
+by a rename, or not at all. Groups that lie well in the source are read there and not written.
+Knows nothing of tiers or of when a group is read.
 """
 
 import contextlib
-import dataclasses
-import fcntl
-import os
 import shutil
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO, Final
 
 import torch
 from torch import nn
 
 from engine.errors import BudgetError, CheckpointError, PackError
 from engine.memory.checkpoint import Checkpoint
+from engine.memory.checksums import CHUNK_BYTES, checksum
 from engine.memory.conversion import Conversion
 from engine.memory.layout import BUFFERS
-from engine.memory.manifest import Pack, PackGroup, place_group, read_manifest, write_manifest
-from engine.memory.source import read_bytes
+from engine.memory.manifest import LEARNED_FILE, MANIFEST_FILE, Pack, PackedTensor, PackGroup
+from engine.memory.pack_plan import PackPlan, open_own, plan_conversion
+from engine.memory.packing import Progress, partial_folder, write_pack
+from engine.memory.retention import packs_folder, prune_packs, removable_packs, write_lock
+from engine.memory.source import bytes_of, read_bytes
 
-DATA_FILE: Final = "weights.bin"
-MANIFEST_FILE: Final = "manifest.json"
-
-Progress = Callable[[int, int], None]  # bytes written so far, bytes in all
+Announce = Callable[[PackPlan], None]
 
 
 def ensure_pack(
@@ -37,75 +34,111 @@ def ensure_pack(
     spill_dir: Path,
     disk_bytes: int,
     progress: Progress | None = None,
+    announce: Announce | None = None,
     verified: bool = False,
+    in_place: bool = False,
 ) -> Pack:
     """The pack of this checkpoint: the one that is there if it is whole, else a new one.
 
-    A pack whose size is wrong is written anew; with `verified`, so is one whose checksums are. One
-    process writes at a time, others wait and then find it. Raises BudgetError before writing.
+    A pack whose size is wrong is written anew; with `verified`, so is one whose checksums are. A
+    packing that was interrupted goes on where it stopped. One process writes at a time, others wait
+    and then find it. With `in_place`, groups that lie well in the source's files stay there.
+
+    `announce` is told the cost before a byte is written. Where room lacks, packs of other sources
+    that nobody reads are removed. Raises BudgetError before writing or removing anything,
+    CheckpointError for a source that is damaged.
     """
-    folder = spill_dir / "packs" / checkpoint.identity
+    folder = packs_folder(spill_dir) / checkpoint.identity
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f"{folder.name}.lock")):
+    with write_lock(folder):
         with contextlib.suppress(PackError):
-            pack = open_pack(folder)
+            pack = open_own(folder, checkpoint, in_place=in_place)
             if verified:
                 verify(pack)
             return pack
-        for leftover in (folder, _partial(folder)):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         conversion = Conversion(checkpoint, skeleton)
-        groups = _place(conversion)
-        _require_disk(sum(group.num_bytes for group in groups), folder.parent, disk_bytes)
-        return _write(conversion, groups, folder, progress)
-
-
-def plan_groups(checkpoint: Checkpoint, skeleton: nn.Module) -> tuple[PackGroup, ...]:
-    """The groups that a pack of this checkpoint has, before a byte of it is read or written."""
-    return _place(Conversion(checkpoint, skeleton))
-
-
-def open_pack(folder: Path) -> Pack:
-    """PackError unless the manifest reads and the data file has the size it promises."""
-    pack = read_manifest(folder / MANIFEST_FILE, folder / DATA_FILE)
-    file_bytes = pack.path.stat().st_size if pack.path.is_file() else 0
-    if file_bytes != pack.num_bytes or not pack.groups:
-        raise PackError(f"{pack.path} has {file_bytes} bytes, its manifest says {pack.num_bytes}")
-    return pack
+        plan = plan_conversion(conversion, spill_dir, disk_bytes, in_place=in_place)
+        if announce is not None:
+            announce(plan)
+        _make_room(plan, spill_dir, checkpoint.identity)
+        return Pack.at(folder, write_pack(conversion, plan.groups, folder, progress))
 
 
 def verify(pack: Pack) -> None:
-    """Read all of the pack; PackError names the first tensor whose checksum differs."""
+    """Read all of the pack; PackError or CheckpointError names the first tensor that differs."""
     for group in pack.groups:
-        check_tensors(pack, group, read_group(pack, group.name))
+        for tensor in group.tensors:
+            for at in range(0, tensor.num_bytes, CHUNK_BYTES):
+                num_bytes = min(CHUNK_BYTES, tensor.num_bytes - at)
+                start = tensor.offset_bytes + at
+                data = read_bytes(group.path, group.offset_bytes + start, num_bytes)
+                check_range(pack, group, start, data)
 
 
 def check_tensors(pack: Pack, group: PackGroup, values: Mapping[str, torch.Tensor]) -> None:
-    """PackError if a tensor read from the group differs from what was written; the pack is then
-    given up, so that the next start writes it anew.
+    """Like `check_range`, for whole tensors in stored dtype."""
+    for tensor in group.tensors:
+        if tensor.name in values:
+            raw = bytes_of(values[tensor.name].contiguous())
+            _check_tensor(pack, group, tensor, offset_bytes=tensor.offset_bytes, data=raw)
+
+
+def check_range(pack: Pack, group: PackGroup, offset_bytes: int, data: torch.Tensor) -> None:
+    """Check what was read of the group from `offset_bytes` on: a flat uint8 tensor on the host.
+
+    Checksums are of each 1 MiB of a tensor, counted from its start; those are checked that lie
+    wholly in the range. PackError if one differs from what was written; the pack is then given up,
+    so that the next start writes it anew. CheckpointError if one differs from what was first read
+    of the source, which nobody can mend but whoever has another copy.
     """
     for tensor in group.tensors:
-        if tensor.name not in values:
+        if tensor.offset_bytes >= offset_bytes + len(data):
             continue
-        crc32 = _crc32(values[tensor.name])
-        if crc32 != tensor.crc32:
-            pack.path.with_name(MANIFEST_FILE).unlink(missing_ok=True)
-            raise PackError(
-                f"{pack.path} is damaged: {tensor.name} in {group.name} has checksum {crc32:08x}, "
-                f"its manifest says {tensor.crc32:08x}; it will be written anew"
-            )
+        if tensor.offset_bytes + tensor.num_bytes > offset_bytes:
+            _check_tensor(pack, group, tensor, offset_bytes=offset_bytes, data=data)
 
 
-def _crc32(value: torch.Tensor) -> int:
-    return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+def _check_tensor(
+    pack: Pack, group: PackGroup, tensor: PackedTensor, *, offset_bytes: int, data: torch.Tensor
+) -> None:
+    """Check the tensor's chunks that lie wholly in `data`, which starts `offset_bytes` into the
+    group.
+    """
+    skipped = max(0, offset_bytes - tensor.offset_bytes)
+    first = -(-skipped // CHUNK_BYTES)
+    for chunk in range(first, -(-tensor.num_bytes // CHUNK_BYTES)):
+        start = tensor.offset_bytes + chunk * CHUNK_BYTES - offset_bytes
+        end = min(start + CHUNK_BYTES, tensor.offset_bytes + tensor.num_bytes - offset_bytes)
+        if end > len(data):
+            return
+        found = checksum(data[start:end])
+        if tensor.checksums:
+            expected = tensor.checksums[chunk]
+        else:
+            expected = pack.learned.expected(tensor.name, chunk, found)
+        if found != expected:
+            _give_up(pack, group, tensor, f"{found:08x}, not {expected:08x}")
+
+
+def _give_up(pack: Pack, group: PackGroup, tensor: PackedTensor, checksums: str) -> None:
+    what = f"{group.path} is damaged: {tensor.name} in {group.name} has checksum {checksums}"
+    if group.path != pack.path:
+        raise CheckpointError(
+            f"{what} as when it was first read; restore the file, or remove "
+            f"{pack.path.with_name(LEARNED_FILE)} to trust it as it is"
+        )
+    pack.path.with_name(MANIFEST_FILE).unlink(missing_ok=True)
+    raise PackError(f"{what} as its manifest says; it will be written anew")
 
 
 def read_group(pack: Pack, name: str) -> dict[str, torch.Tensor]:
     """One group in plain memory: for small groups and for tests, not for the sweep."""
     group = pack.group(name)
-    raw = read_bytes(pack.path, group.offset_bytes, group.num_bytes)
     return {
-        tensor.name: raw[tensor.offset_bytes : tensor.offset_bytes + tensor.num_bytes]
+        tensor.name: read_bytes(
+            group.path, group.offset_bytes + tensor.offset_bytes, tensor.num_bytes
+        )
         .view(tensor.dtype)
         .reshape(tensor.shape)
         for tensor in group.tensors
@@ -129,96 +162,20 @@ def load_buffers(pack: Pack, model: nn.Module) -> None:
         )
 
 
-def _place(conversion: Conversion) -> tuple[PackGroup, ...]:
-    groups: list[PackGroup] = []
-    offset_bytes = 0
-    for name in conversion.layout.group_names:
-        tensors = conversion.tensors_of(name)
-        if tensors:
-            groups.append(place_group(name, offset_bytes, tensors))
-            offset_bytes += groups[-1].num_bytes
-    return tuple(groups)
-
-
-def _require_disk(need_bytes: int, folder: Path, budget_bytes: int) -> None:
-    free_bytes = shutil.disk_usage(folder).free
-    if need_bytes > budget_bytes:
-        raise BudgetError(
-            f"the pack needs {need_bytes} bytes of disk, the disk budget is {budget_bytes}"
-        )
-    if need_bytes > free_bytes:
-        raise BudgetError(
-            f"the pack needs {need_bytes} bytes of disk, {folder} has {free_bytes} free"
-        )
-
-
-def _write(
-    conversion: Conversion,
-    groups: tuple[PackGroup, ...],
-    folder: Path,
-    progress: Progress | None,
-) -> Pack:
-    partial = _partial(folder)
-    partial.mkdir()
-    total_bytes = sum(group.num_bytes for group in groups)
-    written: list[PackGroup] = []
-    try:
-        with (partial / DATA_FILE).open("wb") as file:
-            for group in groups:
-                written.append(_write_group(file, group, conversion.read(group.name)))
-                if progress is not None:
-                    progress(group.offset_bytes + group.num_bytes, total_bytes)
-            _flush(file)
-        write_manifest(
-            Pack(path=folder / DATA_FILE, groups=tuple(written)), partial / MANIFEST_FILE
-        )
-        _sync(partial / MANIFEST_FILE)
-        _sync(partial)
-        partial.rename(folder)
-        _sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return Pack(path=folder / DATA_FILE, groups=tuple(written))
-
-
-def _write_group(file: BinaryIO, group: PackGroup, values: dict[str, torch.Tensor]) -> PackGroup:
-    """Write the tensors and the zeros between them; the group with their checksums."""
-    end = 0
-    written = []
-    for tensor in group.tensors:
-        value = values.pop(tensor.name).contiguous()
-        assert value.dtype == tensor.dtype, tensor.name
-        assert tuple(value.shape) == tensor.shape, tensor.name
-        file.write(bytes(tensor.offset_bytes - end))
-        file.write(value.reshape(-1).view(torch.uint8).numpy().data)
-        written.append(dataclasses.replace(tensor, crc32=_crc32(value)))
-        end = tensor.offset_bytes + tensor.num_bytes
-    file.write(bytes(group.num_bytes - end))
-    return dataclasses.replace(group, tensors=tuple(written))
-
-
-def _flush(file: BinaryIO) -> None:
-    """To the disk, then out of the page cache: its pages would count against the memory limit."""
-    file.flush()
-    os.fsync(file.fileno())
-    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _partial(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.partial")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _make_room(plan: PackPlan, spill_dir: Path, identity: str) -> None:
+    """Remove other packs if that makes room; BudgetError, and nothing removed, if it does not."""
+    if not plan.resumes_from_bytes:
+        shutil.rmtree(partial_folder(plan.path), ignore_errors=True)
+    lacking_bytes = plan.lacking_bytes
+    if lacking_bytes <= 0:
+        return
+    removable = removable_packs(spill_dir, {identity})
+    spare_bytes = sum(pack.num_bytes for pack in removable)
+    if spare_bytes >= lacking_bytes:
+        prune_packs(spill_dir, {identity}, need_bytes=lacking_bytes)
+        return
+    raise BudgetError(
+        f"the pack needs {plan.num_bytes} bytes of disk, the disk budget is {plan.budget_bytes}; "
+        f"{plan.path.parent} has {plan.free_bytes} free, {plan.resumes_from_bytes} are written, "
+        f"other packs take {plan.others_bytes}, of which {spare_bytes} could go"
+    )

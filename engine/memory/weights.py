@@ -92,7 +92,7 @@ class StreamedWeights:
         self._parts = [
             part_layer(group, split, compute) for group, split in zip(layers, splits, strict=True)
         ]
-        self._reader = DirectReader(pack.path)
+        self._readers = {path: DirectReader(path) for path in {g.path for g in pack.groups}}
         self._hosted = self._load_all(outer)
         self._order = [index for index, parts in enumerate(self._parts) if parts.streamed]
         self._visited: list[int] = []  # streamed layers acquired in this sweep
@@ -163,7 +163,7 @@ class StreamedWeights:
         if self._copy_stream is not None:
             self._copy_stream.synchronize()  # its last copies write to slots that are freed next
         self._filled.put(EngineError("the weights are closed"))  # for whoever asks all the same
-        self._reader.close()
+        self._close_readers()
 
     # -- the fetching side -----------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class StreamedWeights:
         slot = self._slot_of(layer)
         if slot.filled is not None:
             slot.filled.synchronize()  # the staging buffer's last copy has left it
-        staged = read_tensors(self._reader, slot.staging, parts.group, parts.on_disk)
+        staged = self._read(slot.staging, parts.group, parts.on_disk)
         if layer in self._unchecked:
             check_tensors(self._pack, parts.group, staged)
             self._unchecked.discard(layer)
@@ -265,16 +265,26 @@ class StreamedWeights:
                 self._load_resident(parts.group, parts.resident)
             return [self._load_hosted(parts) for parts in self._parts]
         except OSError as error:
-            self._reader.close()
+            self._close_readers()
             raise PackError(f"the weights cannot be loaded: {error}") from error
-        except PackError:
-            self._reader.close()
+        except EngineError:
+            self._close_readers()
             raise
+
+    def _read(
+        self, buffer: HostBuffer, group: PackGroup, tensors: tuple[PackedTensor, ...]
+    ) -> dict[str, torch.Tensor]:
+        """From whichever file the group lies in."""
+        return read_tensors(self._readers[group.path], buffer, group, tensors)
+
+    def _close_readers(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
 
     def _load_resident(self, group: PackGroup, tensors: tuple[PackedTensor, ...]) -> None:
         for tensor in tensors:
             buffer = HostBuffer(tensor.num_bytes + 2 * PAGE_BYTES, pinned=False)
-            found = read_tensors(self._reader, buffer, group, (tensor,))
+            found = self._read(buffer, group, (tensor,))
             check_tensors(self._pack, group, found)
             [(name, source)] = found.items()
             self._bind(name, source.to(self._device, self._dtypes[name], copy=True))
@@ -284,7 +294,7 @@ class StreamedWeights:
         if not parts.hosted:
             return {}
         buffer = HostBuffer(span_bytes(parts.hosted) + 2 * PAGE_BYTES, pinned=True)
-        found = read_tensors(self._reader, buffer, parts.group, parts.hosted)
+        found = self._read(buffer, parts.group, parts.hosted)
         check_tensors(self._pack, parts.group, found)
         return found
 
