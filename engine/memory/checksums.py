@@ -4,6 +4,7 @@ Bytes that were never read before have no checksum yet: it is taken at the first
 Knows tensors by name only, nothing of packs or files of weights.
 """
 
+import re
 import threading
 import zlib
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Final
 import torch
 
 CHUNK_BYTES: Final = 2**20
+
+_LINE: Final = re.compile(r"^(\S+) (\d+) ([0-9a-f]{8})$", re.MULTILINE)
 
 
 def checksum(data: torch.Tensor) -> int:
@@ -38,8 +41,7 @@ class LearnedChecksums:
         self._known: dict[tuple[str, int], int] = {}
         self._lock = threading.Lock()
         if path.is_file():
-            for line in path.read_text().splitlines():
-                self._recall(line)
+            self._recall(path.read_text())
 
     def expected(self, tensor: str, chunk: int, found: int) -> int:
         """What the chunk's checksum was when it was first read: `found`, if that is now."""
@@ -52,9 +54,11 @@ class LearnedChecksums:
     def _keep(self, tensor: str, chunk: int, value: int) -> None:
         """One short append, which is whole beside those of other processes."""
         with self._path.open("a") as file:
-            file.write(f"{tensor} {chunk} {value:08x} .\n")
+            file.write(f"{tensor} {chunk} {value:08x}\n")
 
-    def _recall(self, line: str) -> None:
-        fields = line.split(" ")
-        if len(fields) == 4 and fields[3] == ".":
-            self._known.setdefault((fields[0], int(fields[1])), int(fields[2], 16))
+    def _recall(self, text: str) -> None:
+        for tensor, chunk, value in _LINE.findall(text):
+            self._known.setdefault((tensor, int(chunk)), int(value, 16))
+        if text and not text.endswith("\n"):
+            with self._path.open("a") as file:
+                file.write("\n")  # ends the line that was cut off

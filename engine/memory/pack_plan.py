@@ -21,7 +21,7 @@ class PackPlan:
     """What a pack costs, known before a byte of it is written.
 
     `num_bytes` is what its own file takes and `resumes_from_bytes` how many of them an earlier
-    writer left; `in_place_bytes` are read where they lie. `free_bytes` is the disk's,
+    writer left; `in_place_bytes` are read where they lie. `free_bytes` are the disk's,
     `budget_bytes` is for all packs of the spill folder, of which others take `others_bytes`.
     """
 
@@ -105,16 +105,22 @@ def plan_conversion(
     with contextlib.suppress(PackError):
         groups = open_own(folder, conversion.checkpoint, in_place=in_place).groups
         is_there = True
-    others = [p for p in kept_packs(spill_dir) if p.identity != conversion.checkpoint.identity]
+    kept = kept_packs(spill_dir)
+    others = [pack for pack in kept if pack.identity != conversion.checkpoint.identity]
+    resumes_from_bytes = 0 if is_there else resumable_bytes(folder, groups)
+    # What an earlier writer left and nobody can go on from is removed before anything is written.
+    useless = (
+        [] if is_there or resumes_from_bytes else [pack for pack in kept if pack not in others]
+    )
     return PackPlan(
         path=folder,
         groups=groups,
         num_bytes=own_bytes(groups, folder / DATA_FILE),
         in_place_bytes=sum(g.num_bytes for g in groups if g.path != folder / DATA_FILE),
         is_there=is_there,
-        resumes_from_bytes=resumable_bytes(folder, groups),
+        resumes_from_bytes=resumes_from_bytes,
         budget_bytes=disk_bytes,
-        free_bytes=shutil.disk_usage(folder.parent).free,
+        free_bytes=shutil.disk_usage(folder.parent).free + sum(p.num_bytes for p in useless),
         others_bytes=sum(pack.num_bytes for pack in others),
     )
 
