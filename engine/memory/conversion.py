@@ -48,37 +48,40 @@ class Conversion:
         self.layout: Layout = lay_out(skeleton)
         self.dtype_of: dict[str, torch.dtype] = {}
         self._scratch: Any = copy.deepcopy(skeleton)
+        self._tensors_of: dict[str, dict[str, torch.Tensor]] = {}
         self._sources_of: dict[str, dict[str, SourceTensor]] = {}
         self._converted: set[str] = set()  # names of what is more than renamed
         self._plan()
         self._require_complete(set(self.dtype_of))
         for name, parameter in self._scratch.named_parameters():
             parameter.data = parameter.data.to(self.dtype_of[name])
+        state = self._scratch.state_dict()
+        for name, group in self.layout.group_of.items():
+            if name in self.dtype_of:
+                meta = torch.empty(state[name].shape, dtype=self.dtype_of[name], device="meta")
+                self._tensors_of.setdefault(group, {})[name] = meta
 
     def tensors_of(self, group: str) -> dict[str, torch.Tensor]:
         """Shapes and dtypes only (meta), in the order of the layout."""
-        state = self._scratch.state_dict()
-        return {
-            name: torch.empty(state[name].shape, dtype=self.dtype_of[name], device="meta")
-            for name, owner in self.layout.group_of.items()
-            if owner == group and name in self.dtype_of
-        }
+        return self._tensors_of.get(group, {})
 
     def parts_of(self, group: str) -> tuple[Part, ...]:
         """The group's parts, in the order of their first tensors."""
         parts: list[tuple[set[str], dict[str, SourceTensor]]] = []
-        for name in self.tensors_of(group):
+        order = list(self.tensors_of(group))
+        for name in order:
             names, sources = {name}, dict(self._sources_of[name])
             for part in [part for part in parts if part[1].keys() & sources.keys()]:
                 parts.remove(part)
                 names, sources = part[0] | names, part[1] | sources
             parts.append((names, sources))
-        order = list(self.tensors_of(group))
         made = [self._part(sorted(names, key=order.index), found) for names, found in parts]
         return tuple(sorted(made, key=lambda part: order.index(part.names[0])))
 
     def read(self, part: Part) -> dict[str, torch.Tensor]:
         """The part's values by the model's names. The caller drops them before the next part."""
+        if part.is_renamed_only:
+            return self._read_renamed(part)
         self._load(part)
         values = self._take_out(part)
         missing = set(part.names) - values.keys()
@@ -132,6 +135,15 @@ class Conversion:
         if missing:
             raise CheckpointError(_missing_message(self.checkpoint, missing))
 
+    def _read_renamed(self, part: Part) -> dict[str, torch.Tensor]:
+        """Without the library's loader, which looks at the whole model at every call."""
+        [name], [source] = part.names, part.sources.values()
+        value = source[...]
+        expected = self._tensors_of[self.layout.group_of[name]][name]
+        if value.shape != expected.shape:
+            raise self._mismatch(name, value.shape, expected.shape)
+        return {name: value.to(expected.dtype)}
+
     def _load(self, part: Part) -> None:
         load_config = LoadStateDictConfig(
             weight_mapping=conversion_mapping.get_model_conversion_mapping(self._scratch)
@@ -146,11 +158,13 @@ class Conversion:
             name, reason = next(iter(info.conversion_errors.items()))
             raise CheckpointError(f"{self.checkpoint.source}: {name} is not convertible: {reason}")
         if info.mismatched_keys:
-            name, found, expected = min(info.mismatched_keys)
-            raise CheckpointError(
-                f"{self.checkpoint.source}: {name} has shape {tuple(found)}, the config asks for "
-                f"{tuple(expected)}"
-            )
+            raise self._mismatch(*min(info.mismatched_keys))
+
+    def _mismatch(self, name: str, found: torch.Size, expected: torch.Size) -> CheckpointError:
+        return CheckpointError(
+            f"{self.checkpoint.source}: {name} has shape {tuple(found)}, the config asks for "
+            f"{tuple(expected)}"
+        )
 
     def _take_out(self, part: Part) -> dict[str, torch.Tensor]:
         """Collect what the loader made real and put meta tensors back in its place."""

@@ -45,7 +45,9 @@ def read_gguf(path: Path) -> GgufFile:
         metadata, _ = reader.read_gguf_metadata(str(path))
         header = reader.GgufHeader.from_file(str(path))
     except (ValueError, struct.error, IndexError, OverflowError) as error:
-        raise CheckpointError(f"{path} is truncated or no GGUF file: {error}") from error
+        raise CheckpointError(
+            f"{path} is truncated or no GGUF file that is read here: {error}"
+        ) from error
     ends = [header.data_start + info.offset + info.nbytes for info in header.tensors]
     file_bytes = path.stat().st_size
     if max(ends, default=0) > file_bytes:
@@ -160,7 +162,7 @@ def _tensor(file: GgufFile, info: Any, config: Any) -> SourceTensor:
         shape=tuple(info.shape),
         dtype=_PLAIN_DTYPES.get(info.ggml_type, torch.float32),
         blocks=None if info.ggml_type in _PLAIN_DTYPES else blocks_of(info.ggml_type),
-        arrange=functools.partial(arrange, config=config) if arrange else None,
+        arrange=functools.partial(arrange, config) if arrange else None,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-Arrange = Callable[[torch.Tensor, Any], torch.Tensor]  # values as stored, the library's config
+Arrange = Callable[[Any, torch.Tensor], torch.Tensor]  # the library's config, values as stored
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +47,11 @@ class GgufArchitecture:
         return any("{expert}" in name for name in self.layer_names.values())
 
 
-def uninterleave_queries(values: torch.Tensor, config: Any) -> torch.Tensor:
+def uninterleave_queries(config: Any, values: torch.Tensor) -> torch.Tensor:
     return _uninterleave(values, config.num_attention_heads)
 
 
-def uninterleave_keys(values: torch.Tensor, config: Any) -> torch.Tensor:
+def uninterleave_keys(config: Any, values: torch.Tensor) -> torch.Tensor:
     return _uninterleave(values, config.num_key_value_heads)
 
 
@@ -62,17 +62,17 @@ def _uninterleave(values: torch.Tensor, num_heads: int) -> torch.Tensor:
     return rows.transpose(1, 2).reshape(values.shape)
 
 
-def transpose(values: torch.Tensor, config: Any) -> torch.Tensor:
+def transpose(config: Any, values: torch.Tensor) -> torch.Tensor:
     """Biases of the same stem stay as they are."""
     return values.T.contiguous() if values.ndim > 1 else values
 
 
-def subtract_one(values: torch.Tensor, config: Any) -> torch.Tensor:
+def subtract_one(config: Any, values: torch.Tensor) -> torch.Tensor:
     """Norms whose weight is an offset from one are stored with the one added, in float32."""
     return (values.float() - 1).to(values.dtype)
 
 
-def as_row(values: torch.Tensor, config: Any) -> torch.Tensor:
+def as_row(config: Any, values: torch.Tensor) -> torch.Tensor:
     return values.reshape(1, -1)
 
 

@@ -6,6 +6,7 @@ Knows nothing of tiers or of when a group is read.
 """
 
 import contextlib
+import errno
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,8 +46,8 @@ def ensure_pack(
     and then find it. With `in_place`, groups that lie well in the source's files stay there.
 
     `announce` is told the cost before a byte is written. Where room lacks, packs of other sources
-    that nobody reads are removed. Raises BudgetError before writing or removing anything,
-    CheckpointError for a source that is damaged.
+    that nobody reads are removed. Raises BudgetError before writing or removing anything, and when
+    the disk fills up all the same, CheckpointError for a source that is damaged, PackError.
     """
     folder = packs_folder(spill_dir) / checkpoint.identity
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,11 @@ def ensure_pack(
         if announce is not None:
             announce(plan)
         _make_room(plan, spill_dir, checkpoint.identity)
-        return Pack.at(folder, write_pack(conversion, plan.groups, folder, progress))
+        try:
+            return Pack.at(folder, write_pack(conversion, plan.groups, folder, progress))
+        except OSError as error:
+            refusal = BudgetError if error.errno in {errno.ENOSPC, errno.EDQUOT} else PackError
+            raise refusal(f"the pack cannot be written: {error} ({plan})") from error
 
 
 def verify(pack: Pack) -> None:

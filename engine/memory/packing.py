@@ -104,6 +104,8 @@ class _PackFile:
         self._journal.seek(journal_bytes)
         if not journal_bytes:
             self._journal.write(_header(groups))
+        for folder in (partial, partial.parent):  # so that the two files are found after a crash
+            _sync(folder)
 
     def write_group(
         self, conversion: Conversion, group: PackGroup, progress: Progress | None

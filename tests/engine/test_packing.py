@@ -1,8 +1,10 @@
 """The pack as it is written: in bounded memory, resumable, within its room."""
 
+import errno
 import json
 import os
 import random
+import types
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def test_memory_grows_by_the_largest_tensor_and_not_by_a_layer(tmp_path: Path) -
     source = write_large_model(tmp_path / "source", config)
     largest_bytes, layer_bytes = 32 * MIB, 112 * MIB
     peak_bytes = peak_bytes_of_packing(source, tmp_path)
-    assert largest_bytes <= peak_bytes < largest_bytes + 24 * MIB < layer_bytes
+    assert largest_bytes <= peak_bytes < largest_bytes + 48 * MIB < layer_bytes
 
 
 def test_memory_grows_by_one_fused_tensor_where_the_library_fuses(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_memory_grows_by_one_fused_tensor_where_the_library_fuses(tmp_path: Path
     source = write_large_model(tmp_path / "source", config)
     fused_bytes = 2 * 8 * 4 * MIB
     # The library holds the experts one by one, stacked, and joined.
-    assert peak_bytes_of_packing(source, tmp_path) < 3 * fused_bytes + 32 * MIB < 4 * 100 * MIB
+    assert peak_bytes_of_packing(source, tmp_path) < 3 * fused_bytes + 64 * MIB < 4 * 100 * MIB
 
 
 # -- interruptions -----------------------------------------------------------------------------
@@ -171,6 +173,30 @@ def test_bytes_that_an_interrupted_packing_left_count_as_spent(
     with pytest.raises(BudgetError, match=rf"has {free_bytes} free"):
         pack_source(source, tmp_path / "third")
     verify(pack_source(source, tmp_path))
+
+
+def test_a_disk_that_fills_up_is_a_budget_error_and_what_was_written_is_kept(
+    tmp_path: Path,
+    source: Path,
+    uninterrupted: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[int] = []
+
+    def pwrite(file: int, data: memoryview, offset: int) -> int:
+        if sum(written) + len(data) > 500_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(len(data))
+        return os.pwrite(file, data, offset)
+
+    fake = types.SimpleNamespace(**{**vars(os), "pwrite": pwrite})
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.memory.packing.os", fake)
+        with pytest.raises(BudgetError, match=r"No space left .* bytes to write"):
+            pack_source(source, tmp_path)
+    told: list[PackPlan] = []
+    assert files_of(pack_source(source, tmp_path, announce=told.append)) == uninterrupted
+    assert told[0].resumes_from_bytes > 0
 
 
 # -- room --------------------------------------------------------------------------------------
