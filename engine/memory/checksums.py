@@ -17,9 +17,9 @@ CHUNK_BYTES: Final = 2**20
 _LINE: Final = re.compile(r"^(\S+) (\d+) ([0-9a-f]{8})$", re.MULTILINE)
 
 
-def checksum(data: torch.Tensor) -> int:
-    """CRC-32 of a flat uint8 tensor in host memory."""
-    return zlib.crc32(data.numpy().data)
+def checksum(data: torch.Tensor, before: int = 0) -> int:
+    """CRC-32 of a flat uint8 tensor in host memory; `before` is that of what comes before it."""
+    return zlib.crc32(data.numpy().data, before)
 
 
 def chunk_checksums(data: torch.Tensor) -> tuple[int, ...]:

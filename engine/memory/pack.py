@@ -19,8 +19,15 @@ from engine.memory.checkpoint import Checkpoint
 from engine.memory.checksums import CHUNK_BYTES, checksum
 from engine.memory.conversion import Conversion
 from engine.memory.layout import BUFFERS
-from engine.memory.manifest import LEARNED_FILE, MANIFEST_FILE, Pack, PackedTensor, PackGroup
-from engine.memory.pack_plan import PackPlan, open_own, plan_conversion
+from engine.memory.manifest import (
+    LEARNED_FILE,
+    MANIFEST_FILE,
+    Pack,
+    PackedTensor,
+    PackGroup,
+    align,
+)
+from engine.memory.pack_plan import PackPlan, open_own, place_groups, plan_conversion
 from engine.memory.packing import Progress, partial_folder, write_pack
 from engine.memory.retention import packs_folder, prune_packs, removable_packs, write_lock
 from engine.memory.source import bytes_of, read_bytes
@@ -70,6 +77,13 @@ def ensure_pack(
             raise refusal(f"the pack cannot be written: {error} ({plan})") from error
 
 
+def plan_groups(
+    checkpoint: Checkpoint, skeleton: nn.Module, *, in_place: bool = False
+) -> tuple[PackGroup, ...]:
+    """The groups that a pack of this checkpoint has, before a byte of it is read or written."""
+    return place_groups(Conversion(checkpoint, skeleton), Path(), in_place=in_place)
+
+
 def verify(pack: Pack) -> None:
     """Read all of the pack; PackError or CheckpointError names the first tensor that differs."""
     for group in pack.groups:
@@ -83,47 +97,72 @@ def verify(pack: Pack) -> None:
 
 def check_tensors(pack: Pack, group: PackGroup, values: Mapping[str, torch.Tensor]) -> None:
     """Like `check_range`, for whole tensors in stored dtype."""
+    checker = RangeChecker(pack)
     for tensor in group.tensors:
         if tensor.name in values:
-            raw = bytes_of(values[tensor.name].contiguous())
-            _check_tensor(pack, group, tensor, offset_bytes=tensor.offset_bytes, data=raw)
+            checker.check(group, tensor, 0, bytes_of(values[tensor.name].contiguous()))
 
 
 def check_range(pack: Pack, group: PackGroup, offset_bytes: int, data: torch.Tensor) -> None:
     """Check what was read of the group from `offset_bytes` on: a flat uint8 tensor on the host.
 
-    Checksums are of each 1 MiB of a tensor, counted from its start; those are checked that lie
-    wholly in the range. PackError if one differs from what was written; the pack is then given up,
-    so that the next start writes it anew. CheckpointError if one differs from what was first read
-    of the source, which nobody can mend but whoever has another copy.
+    Those chunks of its tensors are checked that lie wholly in the range. Raises what
+    `RangeChecker.check` does.
     """
+    checker = RangeChecker(pack)
+    end_bytes = offset_bytes + len(data)
     for tensor in group.tensors:
-        if tensor.offset_bytes >= offset_bytes + len(data):
-            continue
-        if tensor.offset_bytes + tensor.num_bytes > offset_bytes:
-            _check_tensor(pack, group, tensor, offset_bytes=offset_bytes, data=data)
+        start = max(tensor.offset_bytes, offset_bytes)
+        end = min(tensor.offset_bytes + tensor.num_bytes, end_bytes)
+        if start < end:
+            part = data[start - offset_bytes : end - offset_bytes]
+            checker.check(group, tensor, start - tensor.offset_bytes, part)
 
 
-def _check_tensor(
-    pack: Pack, group: PackGroup, tensor: PackedTensor, *, offset_bytes: int, data: torch.Tensor
-) -> None:
-    """Check the tensor's chunks that lie wholly in `data`, which starts `offset_bytes` into the
-    group.
+class RangeChecker:
+    """Checks slices of a pack's tensors as they are read. Not thread-safe.
+
+    Checksums are of each 1 MiB of a tensor, counted from its start. A chunk that one slice ends in
+    is checked when the slice that adjoins it comes next; of others, when they lie wholly in one.
     """
-    skipped = max(0, offset_bytes - tensor.offset_bytes)
-    first = -(-skipped // CHUNK_BYTES)
-    for chunk in range(first, -(-tensor.num_bytes // CHUNK_BYTES)):
-        start = tensor.offset_bytes + chunk * CHUNK_BYTES - offset_bytes
-        end = min(start + CHUNK_BYTES, tensor.offset_bytes + tensor.num_bytes - offset_bytes)
-        if end > len(data):
-            return
-        found = checksum(data[start:end])
+
+    def __init__(self, pack: Pack) -> None:
+        self._pack = pack
+        self._begun: dict[str, tuple[int, int]] = {}  # by tensor: bytes seen, the chunk's checksum
+
+    def check(
+        self, group: PackGroup, tensor: PackedTensor, offset_bytes: int, data: torch.Tensor
+    ) -> None:
+        """`offset_bytes` counts from the tensor's start; `data` is flat uint8 on the host.
+
+        PackError if a chunk differs from what was written; the pack is then given up, so that the
+        next start writes it anew. CheckpointError if it differs from what was first read of the
+        source, which nobody can mend but whoever has another copy.
+        """
+        seen_bytes, running = self._begun.pop(tensor.name, (0, 0))
+        position = offset_bytes
+        if seen_bytes != offset_bytes:
+            position, running = align(offset_bytes, CHUNK_BYTES), 0
+        end_bytes = offset_bytes + len(data)
+        while position < end_bytes:
+            chunk = position // CHUNK_BYTES
+            chunk_end = min((chunk + 1) * CHUNK_BYTES, tensor.num_bytes)
+            stop = min(chunk_end, end_bytes)
+            running = checksum(data[position - offset_bytes : stop - offset_bytes], running)
+            if stop == chunk_end:
+                self._compare(group, tensor, chunk, running)
+                running = 0
+            else:
+                self._begun[tensor.name] = stop, running
+            position = stop
+
+    def _compare(self, group: PackGroup, tensor: PackedTensor, chunk: int, found: int) -> None:
         if tensor.checksums:
             expected = tensor.checksums[chunk]
         else:
-            expected = pack.learned.expected(tensor.name, chunk, found)
+            expected = self._pack.learned.expected(tensor.name, chunk, found)
         if found != expected:
-            _give_up(pack, group, tensor, f"{found:08x}, not {expected:08x}")
+            _give_up(self._pack, group, tensor, f"{found:08x}, not {expected:08x}")
 
 
 def _give_up(pack: Pack, group: PackGroup, tensor: PackedTensor, checksums: str) -> None:

@@ -77,13 +77,6 @@ def plan_pack(
     )
 
 
-def plan_groups(
-    checkpoint: Checkpoint, skeleton: nn.Module, *, in_place: bool = False
-) -> tuple[PackGroup, ...]:
-    """The groups that a pack of this checkpoint has, before a byte of it is read or written."""
-    return _place(Conversion(checkpoint, skeleton), Path(), in_place=in_place)
-
-
 def open_own(folder: Path, checkpoint: Checkpoint, *, in_place: bool) -> Pack:
     """PackError also for a pack that reads elsewhere than in this checkpoint: it was moved."""
     pack = open_pack(folder)
@@ -101,7 +94,7 @@ def plan_conversion(
     folder = packs_folder(spill_dir) / conversion.checkpoint.identity
     folder.parent.mkdir(parents=True, exist_ok=True)
     is_there = False
-    groups = _place(conversion, folder, in_place=in_place)
+    groups = place_groups(conversion, folder, in_place=in_place)
     with contextlib.suppress(PackError):
         groups = open_own(folder, conversion.checkpoint, in_place=in_place).groups
         is_there = True
@@ -125,7 +118,8 @@ def plan_conversion(
     )
 
 
-def _place(conversion: Conversion, folder: Path, *, in_place: bool) -> tuple[PackGroup, ...]:
+def place_groups(conversion: Conversion, folder: Path, *, in_place: bool) -> tuple[PackGroup, ...]:
+    """In the order of a sweep; those that are not in place lie in the folder's own file."""
     groups: list[PackGroup] = []
     offset_bytes = 0
     for name in conversion.layout.group_names:

@@ -1,6 +1,7 @@
 """The pack as it is written: in bounded memory, resumable, within its room."""
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import transformers
 from engine.errors import BudgetError, PackError
 from engine.memory.checkpoint import open_checkpoint
 from engine.memory.manifest import Pack
-from engine.memory.pack import check_range, verify
+from engine.memory.pack import RangeChecker, check_range, verify
 from engine.memory.pack_plan import PackPlan
 from engine.memory.packing import partial_folder
 from engine.memory.retention import PackHold, kept_packs, prune_packs
@@ -330,6 +331,37 @@ def test_any_slice_of_a_group_is_checked_by_the_chunks_that_lie_in_it(sliced: Pa
         assert (found is not None) == (start <= chunk_start and chunk_end <= end)
         assert found is None or tensor.name in found
         assert outcome(sliced, whole, start, end) is None
+
+
+@pytest.mark.parametrize("place", [0, MIB - 1, MIB, 2 * MIB + 7, 3 * MIB + MIB // 2 - 1])
+def test_slices_that_adjoin_are_checked_across_their_borders(sliced: Pack, place: int) -> None:
+    group = sliced.group("layers.0")
+    tensor = next(t for t in group.tensors if "up_proj" in t.name)
+    whole = group_bytes(sliced, "layers.0")[tensor.offset_bytes :][: tensor.num_bytes]
+    manifest = sliced.path.with_name("manifest.json").read_bytes()
+    borders = [0, 3000, MIB + 5, MIB + 6, 2 * MIB, 3 * MIB + 17, tensor.num_bytes]
+    checker = RangeChecker(sliced)
+
+    def check_all(data: torch.Tensor) -> None:
+        for start, end in itertools.pairwise(borders):
+            checker.check(group, tensor, start, data[start:end])
+
+    check_all(whole)
+    damaged = whole.clone()
+    damaged[place] ^= 1
+    with pytest.raises(PackError, match=tensor.name):
+        check_all(damaged)
+    sliced.path.with_name("manifest.json").write_bytes(manifest)
+
+
+def test_a_slice_that_does_not_adjoin_is_checked_from_the_next_chunk_on(sliced: Pack) -> None:
+    group = sliced.group("layers.0")
+    tensor = next(t for t in group.tensors if "up_proj" in t.name)
+    whole = group_bytes(sliced, "layers.0")[tensor.offset_bytes :][: tensor.num_bytes]
+    checker = RangeChecker(sliced)
+    checker.check(group, tensor, 0, whole[:100])
+    checker.check(group, tensor, 200, whole[200:])
+    checker.check(group, tensor, 0, whole)
 
 
 def test_the_manifest_has_a_checksum_for_each_mebibyte_of_each_tensor(sliced: Pack) -> None:
