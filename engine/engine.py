@@ -1,6 +1,7 @@
 """The engine's facade: prompts in, completions out as they finish. Knows no HTTP, queue or JSON."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,9 @@ from engine.memory.ceilings import ceilings_of
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.kv_cache import KVCache, KVShape
 from engine.memory.manifest import Pack
-from engine.memory.pack import ensure_pack, load_buffers, plan_groups
+from engine.memory.pack import Announce, ensure_pack, load_buffers
+from engine.memory.pack_plan import plan_pack
+from engine.memory.retention import PackHold
 from engine.memory.shapes import kv_shapes, model_shape, model_work
 from engine.memory.weights import StreamedWeights
 from engine.planning.cost import check_budgets
@@ -88,6 +91,8 @@ class Engine:
         gate_layers(layers)
         with contextlib.ExitStack() as undo:
             undo.callback(self._context.close)
+            self._hold = PackHold(pack.path.parent)
+            undo.callback(self._hold.close)
             self._weights = StreamedWeights(pack, model, policy, device=device, timeline=timeline)
             undo.callback(self._weights.close)
             load_buffers(pack, model)
@@ -126,11 +131,13 @@ class Engine:
         progress: Progress | None = None,
         timeline: Timeline | None = None,
         call_log: Path | None = None,
+        announce: Announce | None = None,
     ) -> Self:
         """Open, plan, pack if need be, place and bind. `policy` is one, or plans one from the shape.
 
-        `timeline` gets every span and is closed with the engine; `call_log` is a file that grows by
-        a JSON line for each call and sweep. A pack found damaged is written anew, once. Raises EngineError: CheckpointError,
+        `announce` is told what packing will cost, before it starts. `timeline` gets every span and
+        is closed with the engine; `call_log` is a file that grows by a JSON line for each call and
+        sweep. A pack found damaged is written anew, once. Raises EngineError: CheckpointError,
         UnsupportedModelError, BudgetError (before a byte is written), PackError.
         """
         opened = open_checkpoint(checkpoint)
@@ -142,6 +149,7 @@ class Engine:
             progress=progress,
             timeline=timeline or Timeline(),
             call_log=call_log,
+            announce=announce,
         )
         try:
             return load()
@@ -158,21 +166,32 @@ class Engine:
         progress: Progress | None,
         timeline: Timeline,
         call_log: Path | None,
+        announce: Announce | None,
     ) -> Self:
         dtype = torch.float32 if not budgets.gpu_bytes else opened.stored_dtype
         model = build_skeleton(
             opened.config, attention=ATTENTION_NAME, experts=EXPERTS_NAME, dtype=dtype
         )
-        groups = plan_groups(opened, model)
-        shape = model_shape(groups, model, opened.config, dtype=dtype)
-        chosen = policy if isinstance(policy, Policy) else policy(shape, budgets)
-        check_budgets(shape, chosen, budgets)
+        plan = plan_pack(
+            opened,
+            model,
+            spill_dir=budgets.spill_dir,
+            disk_bytes=budgets.disk_bytes,
+            in_place=True,
+        )
+        shape = model_shape(plan.groups, model, opened.config, dtype=dtype)
+        # What is read in the source's files takes no room of ours.
+        roomy = dataclasses.replace(budgets, disk_bytes=budgets.disk_bytes + plan.in_place_bytes)
+        chosen = policy if isinstance(policy, Policy) else policy(shape, roomy)
+        check_budgets(shape, chosen, roomy)
         pack = ensure_pack(
             opened,
             model,
             spill_dir=budgets.spill_dir,
             disk_bytes=budgets.disk_bytes,
             progress=progress,
+            announce=announce,
+            in_place=True,
         )
         return cls(
             opened,
@@ -181,7 +200,7 @@ class Engine:
             tokenizer=Tokenizer.load(opened.source),
             policy=chosen,
             spill_dir=budgets.spill_dir,
-            work=model_work(groups, opened.config, dtype=dtype),
+            work=model_work(plan.groups, opened.config, dtype=dtype),
             timeline=timeline,
             recorder=Recorder(
                 policy_reason=chosen.reason,
@@ -288,6 +307,7 @@ class Engine:
         self._context.close()
         self._micro_batches.close()
         self._recorder.close()
+        self._hold.close()
 
     def __enter__(self) -> Self:
         return self

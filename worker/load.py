@@ -7,6 +7,7 @@ import structlog
 
 from engine.engine import Engine
 from engine.memory.measure import measure_budgets
+from engine.memory.pack_plan import PackPlan
 from engine.planning.planners import PLANNERS
 from engine.planning.planners.base import Wishes
 from engine.sweep.trace import ChromeTrace
@@ -31,6 +32,7 @@ def load(settings: Settings) -> Engine:
         progress=_PackingNews(log, settings.weights_dir),
         timeline=Timeline(sink=ChromeTrace(settings.trace_file) if settings.trace_file else None),
         call_log=settings.call_log,
+        announce=functools.partial(_state_cost, log),
     )
     policy = engine.policy
     log.info(
@@ -43,6 +45,18 @@ def load(settings: Settings) -> Engine:
         streamed_bytes=policy.streamed_bytes,
     )
     return engine
+
+
+def _state_cost(log: structlog.stdlib.BoundLogger, plan: PackPlan) -> None:
+    log.info(
+        "weights will be packed",
+        folder=str(plan.path),
+        to_write_bytes=plan.to_write_bytes,
+        resumed_bytes=plan.resumes_from_bytes,
+        in_place_bytes=plan.in_place_bytes,
+        budget_bytes=plan.budget_bytes,
+        free_bytes=plan.free_bytes,
+    )
 
 
 class _PackingNews:

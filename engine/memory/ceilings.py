@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from engine.errors import PackError
 from engine.memory.manifest import Pack
+from engine.memory.placement import split_groups
 from engine.memory.shapes import largest_matrix
 from engine.memory.tiers import PAGE_BYTES, DirectReader, HostArena, HostBuffer
 from engine.planning.ceilings import Ceilings
@@ -26,11 +27,12 @@ _REPEATS: Final = 3
 def ceilings_of(pack: Pack, policy: Policy) -> Ceilings:
     """Of the links and units that a sweep under `policy` uses. Raises PackError."""
     splits = [*policy.layer_splits, *([policy.head_split] if policy.head_split else ())]
+    layers, _ = split_groups(pack.groups)
     reads_disk = any(split.disk_bytes for split in splits)
     devices = {tier: torch.device("cuda" if tier is Tier.GPU else "cpu") for tier in Tier}
     try:
         return measure_ceilings(
-            streamed_file=pack.path if reads_disk else None,
+            streamed_file=layers[0].path if reads_disk else None,
             matrix=largest_matrix(pack.groups),
             num_rows=policy.micro_batch_tokens,
             dtype=getattr(torch, policy.compute_dtype),

@@ -92,7 +92,7 @@ def _open_gguf(source: Path, path: Path) -> Checkpoint:
         config=config,
         generation_config=None,
         files=(path,),
-        tensors=gguf.read_tensors(file),
+        tensors=gguf.read_tensors(file, config),
     )
 
 

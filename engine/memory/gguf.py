@@ -5,9 +5,10 @@ are read; a file that asks for more than its config can say is refused, not run 
 """
 
 import dataclasses
+import functools
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -17,51 +18,12 @@ from transformers import AutoConfig
 from transformers.integrations.gguf import dequant, reader
 
 from engine.errors import CheckpointError, UnsupportedModelError
-from engine.memory.source import SourceTensor, reinterpret_as
+from engine.memory.gguf_architectures import ARCHITECTURES, GgufArchitecture
+from engine.memory.source import Blocks, SourceTensor
 
-# GGUF architectures read here, and the library's model type for each.
-_MODEL_TYPES: Final[Mapping[str, str]] = MappingProxyType(
-    {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-)
-# llama.cpp stores each head's query and key rows in interleaved pairs for these.
-_INTERLEAVED_ROPE: Final = frozenset({"llama"})
-
-_CONFIG_KEYS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "context_length": "max_position_embeddings",
-        "block_count": "num_hidden_layers",
-        "feed_forward_length": "intermediate_size",
-        "embedding_length": "hidden_size",
-        "attention.head_count": "num_attention_heads",
-        "attention.head_count_kv": "num_key_value_heads",
-        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-        "attention.key_length": "head_dim",
-        "rope.freq_base": "rope_theta",
-    }
-)
-_OUTER_NAMES: Final[Mapping[str, str]] = MappingProxyType(
-    {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-)
-_LAYER_NAMES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "attn_norm": "input_layernorm",
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "attn_q_norm": "self_attn.q_norm",
-        "attn_k_norm": "self_attn.k_norm",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-    }
-)
 _PLAIN_DTYPES: Final[Mapping[int, torch.dtype]] = MappingProxyType(
     {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
 )
-
-Decode = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +45,9 @@ def read_gguf(path: Path) -> GgufFile:
         metadata, _ = reader.read_gguf_metadata(str(path))
         header = reader.GgufHeader.from_file(str(path))
     except (ValueError, struct.error, IndexError, OverflowError) as error:
-        raise CheckpointError(f"{path} is truncated or no GGUF file: {error}") from error
+        raise CheckpointError(
+            f"{path} is truncated or no GGUF file that is read here: {error}"
+        ) from error
     ends = [header.data_start + info.offset + info.nbytes for info in header.tensors]
     file_bytes = path.stat().st_size
     if max(ends, default=0) > file_bytes:
@@ -94,54 +58,65 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def read_config(file: GgufFile) -> Any:
-    """The library's config for this file."""
-    _refuse_what_the_config_cannot_say(file)
-    arch = file.architecture
-    fields = {
-        field: file.metadata[f"{arch}.{key}"]
-        for key, field in _CONFIG_KEYS.items()
-        if f"{arch}.{key}" in file.metadata
+    """The library's config for this file. Raises UnsupportedModelError."""
+    architecture = _architecture(file)
+    _refuse_what_the_config_cannot_say(file, architecture)
+    fields: dict[str, Any] = {
+        field: file.metadata[f"{file.architecture}.{key}"]
+        for field, key in architecture.config_fields().items()
+        if f"{file.architecture}.{key}" in file.metadata
     }
     fields["vocab_size"] = _vocab_size(file)
-    fields["tie_word_embeddings"] = all(
-        info.name != "output.weight" for info in file.header.tensors
-    )
-    for role in ("bos", "eos"):
-        fields[f"{role}_token_id"] = file.metadata.get(f"tokenizer.ggml.{role}_token_id")
-    if "head_dim" not in fields and f"{arch}.rope.dimension_count" in file.metadata:
-        fields["head_dim"] = file.metadata[f"{arch}.rope.dimension_count"]
-    return AutoConfig.for_model(_MODEL_TYPES[arch], **fields)
+    names = {info.name for info in file.header.tensors}
+    fields["tie_word_embeddings"] = "output.weight" not in names
+    fields |= {field: name in names for field, name in architecture.present.items()}
+    for role in ("bos", "eos", "pad"):
+        key = {"pad": "padding"}.get(role, role)
+        fields[f"{role}_token_id"] = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+    if architecture.has_partial_rotary:
+        fields["partial_rotary_factor"] = _rotary_share(file)
+    elif _rotary_share(file) != 1:
+        raise UnsupportedModelError(f"{file.path} rotates only {_rotary_share(file)} of each head")
+    return AutoConfig.for_model(architecture.model_type, **(fields | dict(architecture.fixed)))
 
 
-def read_tensors(file: GgufFile) -> dict[str, SourceTensor]:
+def read_tensors(file: GgufFile, config: Any) -> dict[str, SourceTensor]:
     """Every tensor the model takes, by its name in the library's own checkpoints."""
     tensors: dict[str, SourceTensor] = {}
     for info in file.header.tensors:
-        name = library_name(info.name)
+        name = library_name(file.architecture, info.name)
         if name is None:
             raise UnsupportedModelError(
                 f"{file.path}: tensor {info.name} has no known place in a {file.architecture} model"
             )
-        tensors[name] = _tensor(file, info)
+        tensor = _tensor(file, info, config)
+        tensors |= dict(_experts(name, tensor)) if "{expert}" in name else {name: tensor}
     return tensors
 
 
-def library_name(gguf_name: str) -> str | None:
+def library_name(architecture: str, gguf_name: str) -> str | None:
     """`blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`; None if not known."""
+    known = ARCHITECTURES[architecture]
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", gguf_name):
-        layer, leaf, kind = match.groups()
-        return f"model.layers.{layer}.{_LAYER_NAMES[leaf]}.{kind}" if leaf in _LAYER_NAMES else None
+        layer, stem, kind = match.groups()
+        leaf = known.layer_names.get(stem)
+        return f"{known.layer_prefix}.{layer}.{leaf}.{kind}" if leaf else None
     stem, _, kind = gguf_name.rpartition(".")
-    return f"{_OUTER_NAMES[stem]}.{kind}" if stem in _OUTER_NAMES else None
+    return f"{known.outer_names[stem]}.{kind}" if stem in known.outer_names else None
 
 
-def _refuse_what_the_config_cannot_say(file: GgufFile) -> None:
-    arch = file.architecture
-    if arch not in _MODEL_TYPES:
+def _architecture(file: GgufFile) -> GgufArchitecture:
+    if file.architecture not in ARCHITECTURES:
         raise UnsupportedModelError(
-            f"{file.path} is of GGUF architecture {arch!r}; read here: {', '.join(_MODEL_TYPES)}"
+            f"{file.path} is of GGUF architecture {file.architecture!r}; read here: "
+            f"{', '.join(ARCHITECTURES)}"
         )
-    if file.metadata.get(f"{arch}.expert_count", 0):
+    return ARCHITECTURES[file.architecture]
+
+
+def _refuse_what_the_config_cannot_say(file: GgufFile, architecture: GgufArchitecture) -> None:
+    arch = file.architecture
+    if file.metadata.get(f"{arch}.expert_count", 0) and not architecture.has_experts:
         raise UnsupportedModelError(f"{file.path}: experts in a GGUF {arch} file are not read")
     scaling = file.metadata.get(f"{arch}.rope.scaling.type", "none")
     if scaling != "none" or any(info.name.startswith("rope_") for info in file.header.tensors):
@@ -149,6 +124,25 @@ def _refuse_what_the_config_cannot_say(file: GgufFile) -> None:
             f"{file.path} scales its rotary positions ({scaling}, rope_freqs), which its metadata "
             "describes too loosely to rebuild; use the safetensors folder of this model"
         )
+    num_layers = int(file.metadata.get(f"{arch}.block_count", 0))
+    if architecture.max_layers is not None and num_layers > architecture.max_layers:
+        raise UnsupportedModelError(
+            f"{file.path}: a GGUF {arch} model of {num_layers} layers, more than "
+            f"{architecture.max_layers}, scales its attention by a figure that the file does not "
+            "hold; use the safetensors folder of this model"
+        )
+    window = file.metadata.get(f"{arch}.attention.sliding_window", 0)
+    if window and "sliding_window" not in architecture.config_fields():
+        raise UnsupportedModelError(f"{file.path}: a window of {window} in a GGUF {arch} file")
+
+
+def _rotary_share(file: GgufFile) -> float:
+    """Of a head's elements, how many are rotated; 1 where the file does not say."""
+    arch, metadata = file.architecture, file.metadata
+    hidden_size = metadata.get(f"{arch}.embedding_length", 0)
+    num_heads = metadata.get(f"{arch}.attention.head_count", 1)
+    head_size = metadata.get(f"{arch}.attention.key_length", hidden_size // num_heads)
+    return float(metadata.get(f"{arch}.rope.dimension_count", head_size) / head_size)
 
 
 def _vocab_size(file: GgufFile) -> int:
@@ -158,44 +152,39 @@ def _vocab_size(file: GgufFile) -> int:
     raise CheckpointError(f"{file.path} holds no token_embd.weight")
 
 
-def _tensor(file: GgufFile, info: Any) -> SourceTensor:
-    decode, dtype = _decoding(info.ggml_type)
-    num_heads = _num_rotated_heads(file, info.name)
-    if num_heads:
-        decode = _uninterleave(decode, num_heads, info.shape[0])
+def _tensor(file: GgufFile, info: Any, config: Any) -> SourceTensor:
+    stem = info.name.split(".")[-2]
+    arrange = ARCHITECTURES[file.architecture].arrange.get(stem)
     return SourceTensor(
         path=file.path,
         offset_bytes=file.header.data_start + info.offset,
         num_bytes=info.nbytes,
         shape=tuple(info.shape),
-        dtype=dtype,
-        decode=decode,
+        dtype=_PLAIN_DTYPES.get(info.ggml_type, torch.float32),
+        blocks=None if info.ggml_type in _PLAIN_DTYPES else blocks_of(info.ggml_type),
+        arrange=functools.partial(arrange, config) if arrange else None,
     )
 
 
-def _num_rotated_heads(file: GgufFile, name: str) -> int:
-    """How many heads' rows the tensor interleaves; 0 where its rows stand in order."""
-    arch = file.architecture
-    if arch not in _INTERLEAVED_ROPE or not re.search(r"\.attn_[qk]\.", name):
-        return 0
-    num_heads = int(file.metadata[f"{arch}.attention.head_count"])
-    if ".attn_q." in name:
-        return num_heads
-    return int(file.metadata.get(f"{arch}.attention.head_count_kv", num_heads))
+def _experts(name: str, stacked: SourceTensor) -> Iterator[tuple[str, SourceTensor]]:
+    """The experts one by one, as the library's converter takes them: blocks never span two."""
+    num_experts = stacked.shape[0]
+    num_bytes = stacked.num_bytes // num_experts
+    for expert in range(num_experts):
+        yield (
+            name.replace("{expert}", str(expert)),
+            dataclasses.replace(
+                stacked,
+                offset_bytes=stacked.offset_bytes + expert * num_bytes,
+                num_bytes=num_bytes,
+                shape=stacked.shape[1:],
+            ),
+        )
 
 
-def _decoding(ggml_type: int) -> tuple[Decode, torch.dtype]:
-    if ggml_type in _PLAIN_DTYPES:
-        dtype = _PLAIN_DTYPES[ggml_type]
-        return reinterpret_as(dtype), dtype
-    return lambda raw: dequant.dequantize(raw, ggml_type, torch.float32), torch.float32
-
-
-def _uninterleave(decode: Decode, num_heads: int, num_rows: int) -> Decode:
-    """Rows (head, pair, 2) become (head, 2, pair): the library rotates halves, not pairs."""
-
-    def values(raw: torch.Tensor) -> torch.Tensor:
-        rows = decode(raw).reshape(num_heads, num_rows // num_heads // 2, 2, -1)
-        return rows.transpose(1, 2).contiguous()
-
-    return values
+def blocks_of(ggml_type: int) -> Blocks:
+    _, block_bytes = dequant.GGML_BLOCK[ggml_type]
+    return Blocks(
+        block_bytes=block_bytes,
+        decode=lambda raw: dequant.dequantize(raw, ggml_type, torch.float32),
+    )

@@ -5,8 +5,9 @@ from typing import Final
 import torch
 
 from engine.memory.manifest import Pack, PackedTensor, PackGroup
-from engine.memory.pack import crc32_of, require_checksum
+from engine.memory.pack import RangeChecker
 from engine.memory.placement import Piece, Span
+from engine.memory.source import bytes_of
 from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
 from engine.timeline import Timeline, Track
 
@@ -14,15 +15,14 @@ _CHUNK_BYTES: Final = 32 * 2**20
 
 
 class Loader:
-    """Reads pieces and spans of one pack. A tensor's pieces come in order, and its checksum is
-    compared with the manifest's when the last of them does. Not thread-safe.
+    """Reads pieces and spans of one pack, from its own file and from those of the source that are
+    read in place. Not thread-safe. Close it. Raises OSError for a file that cannot be opened.
     """
 
-    def __init__(self, pack: Pack, reader: DirectReader, timeline: Timeline) -> None:
-        self._pack = pack
-        self._reader = reader
+    def __init__(self, pack: Pack, timeline: Timeline) -> None:
         self._timeline = timeline
-        self._checksums: dict[str, int] = {}  # of tensors whose pieces were not all read yet
+        self._checker = RangeChecker(pack)
+        self._readers = {path: DirectReader(path) for path in {g.path for g in pack.groups}}
 
     def load_tensor(self, group: PackGroup, tensor: PackedTensor) -> torch.Tensor:
         """In plain host memory, in stored dtype."""
@@ -52,19 +52,17 @@ class Loader:
         """Into the buffer, which then starts with the span's first page. Raises OSError."""
         if not span.pieces:
             return
-        name = span.pieces[0].group.name
-        with self._timeline.span(track, name, num_bytes=span.num_bytes):
-            self._reader.read(buffer, offset_bytes=span.offset_bytes, num_bytes=span.num_bytes)
+        group = span.pieces[0].group
+        with self._timeline.span(track, group.name, num_bytes=span.num_bytes):
+            reader = self._readers[group.path]
+            reader.read(buffer, offset_bytes=span.offset_bytes, num_bytes=span.num_bytes)
 
     def check(self, span: Span, buffer: HostBuffer) -> None:
-        """PackError if a tensor that ends in the span differs from what was written."""
+        """Compare what was read with the manifest's checksums. Raises PackError, CheckpointError."""
         for piece in span.pieces:
-            name = piece.tensor.name
-            if piece.first and name not in self._checksums:
-                continue  # rows before these are read one by one, when tokens ask for them
-            before = self._checksums.pop(name, 0)
-            checksum = crc32_of(span.view(piece, buffer.bytes), before)
-            if piece.is_last:
-                require_checksum(self._pack, piece.group, piece.tensor, checksum)
-            else:
-                self._checksums[name] = checksum
+            data = bytes_of(span.view(piece, buffer.bytes))
+            self._checker.check(piece.group, piece.tensor, piece.first * piece.row_bytes, data)
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()

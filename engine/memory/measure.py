@@ -10,6 +10,7 @@ import torch
 from engine.config import Budgets
 from engine.errors import BudgetError
 from engine.memory.cgroups import memory_limits
+from engine.memory.retention import kept_packs
 
 _HOST_SHARE: Final = 0.8
 _GPU_SHARE: Final = 0.9
@@ -32,7 +33,7 @@ def measure_budgets(
     return Budgets(
         gpu_bytes=_free_gpu_bytes() if gpu_bytes is None else gpu_bytes,
         host_bytes=int(_HOST_SHARE * free_host_bytes()) if host_bytes is None else host_bytes,
-        disk_bytes=_free_disk_bytes(spill_dir) if disk_bytes is None else disk_bytes,
+        disk_bytes=_disk_bytes(spill_dir) if disk_bytes is None else disk_bytes,
         spill_dir=spill_dir,
     )
 
@@ -73,5 +74,7 @@ def _used_bytes(limit: Path) -> int:
     return max(0, used - cached)
 
 
-def _free_disk_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
+def _disk_bytes(spill_dir: Path) -> int:
+    """What is free, and what packs take already: they are used again, or make room."""
+    kept_bytes = sum(pack.num_bytes for pack in kept_packs(spill_dir))
+    return shutil.disk_usage(spill_dir).free + kept_bytes

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from engine.errors import CheckpointError
-from engine.memory.source import SourceTensor, reinterpret_as
+from engine.memory.source import SourceTensor
 
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
@@ -121,5 +121,4 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], data_start: int) -> So
         num_bytes=end - begin,
         shape=shape,
         dtype=dtype,
-        decode=reinterpret_as(dtype),
     )

@@ -171,7 +171,7 @@ class Placement:
             return
         reader = None
         if parts.on_disk:
-            reader = RowReader(self._pack.path, table, timeline)
+            reader = RowReader(table.group.path, table, timeline)
             undo.callback(reader.close)
         self._binder.bind_embedding(
             table.tensor.name,

@@ -16,7 +16,7 @@ from engine.memory.loading import Loader
 from engine.memory.manifest import Pack
 from engine.memory.matrix import Slice, Whole
 from engine.memory.ring import Slot, SlotRing
-from engine.memory.tiers import DirectReader, HostArena, page_aligned, page_floor
+from engine.memory.tiers import HostArena, page_aligned, page_floor
 from engine.memory.units import Placement, Unit
 from engine.planning.policy import Policy
 from engine.timeline import Timeline, Track
@@ -79,9 +79,8 @@ class StreamedWeights:
         self._visited = 0  # streamed units acquired in this sweep
         self._held: tuple[int, Slot] | None = None
         with contextlib.ExitStack() as undo:
-            reader = DirectReader(pack.path)
-            undo.callback(reader.close)
-            self._loader = Loader(pack, reader, self._timeline)
+            self._loader = Loader(pack, self._timeline)
+            undo.callback(self._loader.close)
             slots = self._load(undo, policy.num_slots)
             self._give_room_to_wholes()
             self._ring = SlotRing(

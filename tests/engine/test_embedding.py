@@ -34,7 +34,8 @@ def path(tmp_path: Path) -> Path:
 
 
 def piece() -> Piece:
-    group: PackGroup = place_group("embed", OFFSET_BYTES, {"table": VALUES})
+    path = Path("not opened here")
+    group: PackGroup = place_group("embed", path, OFFSET_BYTES, {"table": VALUES})
     return whole_piece(group, group.tensors[0], Kind.TABLE)
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import math
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from engine.compute import packing
 from engine.config import Budgets, Completion, FinishReason, Prompt, Sampling
 from engine.engine import Engine
 from engine.errors import BudgetError, EngineError, PromptError
+from engine.memory.pack_plan import PackPlan
+from engine.memory.retention import prune_packs
 from tests.support.policies import streaming
 from tests.support.tiny_models import VOCAB_SIZE, write_tiny_model, write_tiny_tokenizer
 
@@ -220,12 +223,13 @@ def test_a_resident_tensor_that_was_damaged_on_disk_is_packed_anew(
 
 
 def test_a_streamed_layer_that_was_damaged_on_disk_is_noticed_and_packed_anew_at_the_next_start(
-    folder: Path, shared: Engine, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    expected = run(shared, prompt_of())
-    budgets = budgets_of(folder, spill_dir=tmp_path)
-    Engine.load(folder, budgets=budgets, policy=streaming(0.0)).close()
-    [path] = tmp_path.glob("packs/*/weights.bin")
+    folder = write_tiny_tokenizer(write_tiny_model(tmp_path, "mixtral"))
+    budgets = budgets_of(folder)
+    with Engine.load(folder, budgets=budgets, policy=streaming(0.0)) as engine:
+        expected = run(engine, prompt_of())
+    [path] = tmp_path.glob("spill/packs/*/weights.bin")
     damage_last_byte_but(path, path.stat().st_size // 2)
     with (
         pytest.raises(EngineError, match=r"is damaged: .* it will be written anew"),
@@ -234,6 +238,48 @@ def test_a_streamed_layer_that_was_damaged_on_disk_is_noticed_and_packed_anew_at
         run(engine, prompt_of())
     with Engine.load(folder, budgets=budgets, policy=streaming(0.0)) as engine:
         assert run(engine, prompt_of()) == expected
+
+
+def test_a_layer_that_was_damaged_in_the_source_is_refused_until_it_is_restored(
+    tmp_path: Path,
+) -> None:
+    folder = write_tiny_tokenizer(write_tiny_model(tmp_path, "llama"))
+    budgets = budgets_of(folder)
+    with Engine.load(folder, budgets=budgets, policy=streaming(0.5)) as engine:
+        expected = run(engine, prompt_of())
+    path = folder / "model.safetensors"
+    whole, dates = path.read_bytes(), path.stat()
+    damage_last_byte_but(path, path.stat().st_size // 2)
+    os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    for _start in range(2):
+        with (
+            pytest.raises(EngineError, match=r"model\.safetensors is damaged: .* first read"),
+            Engine.load(folder, budgets=budgets, policy=streaming(0.5)) as engine,
+        ):
+            run(engine, prompt_of())
+    path.write_bytes(whole)
+    os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    with Engine.load(folder, budgets=budgets, policy=streaming(0.5)) as engine:
+        assert run(engine, prompt_of()) == expected
+
+
+def test_layers_read_in_the_source_need_no_room_of_the_disk_budget(folder: Path) -> None:
+    told: list[PackPlan] = []
+    with Engine.load(
+        folder,
+        budgets=budgets_of(folder, disk_bytes=100_000, spill_dir=folder / "small"),
+        policy=streaming(0.0),
+        announce=told.append,
+    ) as engine:
+        run(engine, prompt_of())
+    assert 0 < told[0].to_write_bytes < 100_000 < told[0].in_place_bytes
+
+
+def test_an_engine_at_work_keeps_its_pack(folder: Path, tmp_path: Path) -> None:
+    budgets = budgets_of(folder, spill_dir=tmp_path)
+    with Engine.load(folder, budgets=budgets, policy=streaming(0.5)):
+        assert prune_packs(tmp_path, ()) == 0
+    assert prune_packs(tmp_path, ()) > 0
 
 
 def damage_last_byte_but(path: Path, num_bytes: int) -> None:

@@ -15,6 +15,7 @@ from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.conversion import Conversion
 from engine.memory.manifest import Pack
 from engine.memory.pack import ensure_pack, load_buffers, read_group, verify
+from engine.memory.pack_plan import PackPlan
 from tests.support.gguf_writer import write_gguf
 from tests.support.tiny_models import NUM_LAYERS, TINY_MODELS, write_tiny_model
 
@@ -129,27 +130,30 @@ def test_a_tied_head_is_packed_once(tmp_path: Path, name: str, attention: str) -
     assert "lm_head.weight" not in names
 
 
-def test_only_the_sources_of_one_group_are_read_for_it_and_none_stay(
+def test_only_the_sources_of_one_part_are_read_for_it_and_none_stay(
     tiny: Checkpoint, attention: str
 ) -> None:
     read: list[str] = []
 
     def watched(name: str) -> Any:
-        tensor = tiny.tensors[name]
-
-        def decode(raw: torch.Tensor) -> torch.Tensor:
+        def arrange(values: torch.Tensor) -> torch.Tensor:
             read.append(name)
-            return tensor.decode(raw)
+            return values
 
-        return dataclasses.replace(tensor, decode=decode)
+        return dataclasses.replace(tiny.tensors[name], arrange=arrange)
 
     checkpoint = dataclasses.replace(tiny, tensors={name: watched(name) for name in tiny.tensors})
     conversion = Conversion(checkpoint, build_skeleton(tiny.config, attention=attention))
     assert read == []
-    values = conversion.read("layers.2")
-    assert sorted(read) == sorted(name for name in tiny.tensors if ".layers.2." in name)
-    assert values.keys() == set(read)
-    assert all(parameter.is_meta for parameter in conversion._scratch.parameters())
+    parts = conversion.parts_of("layers.2")
+    assert sorted(name for part in parts for name in part.sources) == sorted(
+        name for name in tiny.tensors if ".layers.2." in name
+    )
+    for part in parts:
+        read.clear()
+        assert conversion.read(part).keys() == set(part.names)
+        assert read == list(part.sources)
+        assert all(parameter.is_meta for parameter in conversion._scratch.parameters())
 
 
 def test_a_whole_pack_is_reused_and_not_written_again(
@@ -194,21 +198,26 @@ def test_a_changed_byte_is_found_by_verify_and_mended_when_asked(
     verify(pack)
 
 
-def test_an_interrupted_write_leaves_nothing_that_passes_for_a_pack(
+def test_an_interrupted_write_leaves_nothing_that_passes_for_a_pack_and_is_gone_on_from(
     tmp_path: Path, tiny: Checkpoint, attention: str
 ) -> None:
     def interrupt(done_bytes: int, total_bytes: int) -> None:
-        assert list((tmp_path / "packs").glob("*.partial"))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         pack_of(tiny, tmp_path, attention, progress=interrupt)
-    assert [path for path in (tmp_path / "packs").iterdir() if path.is_dir()] == []
-    stale = tmp_path / "packs" / f"{tiny.identity}.partial"  # what a killed process leaves
-    stale.mkdir()
-    (stale / "weights.bin").write_bytes(b"half")
-    verify(pack_of(tiny, tmp_path, attention))
-    assert not stale.exists()
+    folders = [path.name for path in (tmp_path / "packs").iterdir() if path.is_dir()]
+    assert folders == [f"{tiny.identity}.partial"]
+    told: list[PackPlan] = []
+    pack = pack_of(tiny, tmp_path, attention, announce=told.append)
+    embedding = pack.group("embed").tensors[0]
+    assert told[0].resumes_from_bytes == embedding.num_bytes
+    assert told[0].to_write_bytes == pack.num_bytes - embedding.num_bytes
+    verify(pack)
+    assert sorted(path.name for path in pack.path.parent.iterdir()) == [
+        "manifest.json",
+        "weights.bin",
+    ]
 
 
 def test_progress_ends_at_the_size_of_the_pack(
@@ -242,7 +251,7 @@ def test_a_tensor_of_another_shape_is_refused_with_both_shapes(
 ) -> None:
     tiny.config.intermediate_size = 96
     with pytest.raises(
-        CheckpointError, match=r"down_proj.* \(64, 128\), the config asks for \(64, 96\)"
+        CheckpointError, match=r"gate_proj.* \(128, 64\), the config asks for \(96, 64\)"
     ):
         pack_of(tiny, tmp_path, attention)
 
