@@ -34,13 +34,16 @@ class Ceilings:
 
         Attention is left out: at these lengths it is about a hundredth.
         """
-        sweeps = detail["sweeps"]
-        reading_s = detail["streamed_bytes"] / max(1, len(sweeps)) / self.disk_bytes_per_s
+        sweeps: list[dict[str, int]] = detail["sweeps"]
+        streamed_bytes: int = detail["streamed_bytes"]
+        reading_s = streamed_bytes / max(1, len(sweeps)) / self.disk_bytes_per_s
         return sum(max(reading_s, self._multiplying_s(sweep)) for sweep in sweeps)
 
-    def _multiplying_s(self, sweep: Mapping[str, Any]) -> float:
+    def _multiplying_s(self, sweep: Mapping[str, int]) -> float:
         through_layers = sweep["prompt_tokens"] + sweep["decoded_tokens"]
-        flops = self.layer_parameters * through_layers + self.head_parameters * sweep["sampled_rows"]
+        flops = (
+            self.layer_parameters * through_layers + self.head_parameters * sweep["sampled_rows"]
+        )
         return 2 * flops / self.flops_per_s
 
 
@@ -76,11 +79,10 @@ def table(rows: Sequence[Row]) -> str:
     freight = [row for row in rows if row.outcome.leg.engine == FREIGHT]
     ours = _median(freight, lambda row: row.outcome.output_tokens_per_s)
     roofline = _median(freight, lambda row: row.roofline_tokens_per_s)
-    lines = [
-        "| | output tok/s (min-max) | total tok/s | share of the roofline | MB read per output token "
-        "| peak GiB | loading s | Freight is |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    titles = (
+        "output tok/s (min-max) | total tok/s | share of the roofline | MB read per output token"
+    )
+    lines = [f"| | {titles} | peak GiB | loading s | Freight is |", "|" + 8 * "---|"]
     lines += [
         _line(name, [row for row in rows if row.outcome.leg.name == name], ours, roofline)
         for name in names

@@ -96,7 +96,9 @@ def write_checkpoint(folder: Path, shape: LlamaShape) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         _write_safetensors(folder / "model.safetensors", shape)
         _write_tokenizer(folder)
-        (folder / "config.json").write_text(json.dumps(_config(shape), indent=2))  # last: it is whole
+        (folder / "config.json").write_text(
+            json.dumps(_config(shape), indent=2)
+        )  # last: it is whole
     return folder
 
 
@@ -208,7 +210,7 @@ def _write_metadata(writer: gguf.GGUFWriter, shape: LlamaShape, half: HalfType) 
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
-    writer.add_add_bos_token(False)
+    writer.add_bool("tokenizer.ggml.add_bos_token", val=False)
 
 
 def _gguf_name(name: str) -> str:
@@ -240,7 +242,11 @@ def main() -> int:
     arguments = parser.parse_args()
     shape = LlamaShape.from_arguments(arguments)
     folder = write_checkpoint(arguments.cache / "models" / shape.name, shape)
-    print(write_gguf(folder.with_name(f"{shape.name}-{arguments.half}.gguf"), folder, shape, arguments.half))
+    print(
+        write_gguf(
+            folder.with_name(f"{shape.name}-{arguments.half}.gguf"), folder, shape, arguments.half
+        )
+    )
     return 0
 
 

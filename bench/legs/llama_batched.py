@@ -90,9 +90,7 @@ def main() -> int:
         seconds = runs[0].prompt_s + runs[0].decode_s + runs[1].prompt_s
     else:
         runs = [
-            bench(
-                job, prompt_tokens=prompt_tokens, output_tokens=first.max_tokens, is_shared=False
-            )
+            bench(job, prompt_tokens=prompt_tokens, output_tokens=first.max_tokens, is_shared=False)
         ]
         seconds = runs[0].prompt_s + runs[0].decode_s
     rows = len(job.requests)
