@@ -1,20 +1,23 @@
 """The engines of the offloading benchmark, each as legs of one batch size over one workload."""
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from bench.legs.job import Job
-from bench.peers import airllm_folder, llama_program
+from bench.llama_shape import HalfType, LlamaShape
+from bench.peers import ROOT, airllm_folder, llama_program
 from bench.runner import Leg
-from bench.seeded_model import LlamaShape, write_checkpoint, write_gguf
 from bench.workloads import Workload
 
 FREIGHT: Final = "Freight"
 _ACCELERATE: Final = "Accelerate disk"
 _AIRLLM: Final = "AirLLM"
 _LLAMA: Final = "llama.cpp mmap"
+_HALVES: Final[tuple[HalfType, ...]] = ("f16", "bf16")
 _DTYPES: Final[Mapping[str, str]] = {"f32": "float32", "bf16": "bfloat16"}
 
 PEERS: Final = (
@@ -44,26 +47,30 @@ class Contenders:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "models" / self.shape.name
+        return self.shape.checkpoint(self.folder)
 
     @property
     def spill_dir(self) -> Path:
         return self.folder / "spill"
 
     def write_models(self, peers: list[str]) -> int:
-        """Write what is not there yet; the bytes of the weights."""
-        write_checkpoint(self.checkpoint, self.shape)
-        for half in ("f16", "bf16"):
-            if f"llama-{half}" in peers:
-                write_gguf(self._gguf(half), self.checkpoint, self.shape, half)
+        """Write what is not there yet; the bytes of the weights.
+
+        In another process: torch's libraries, mapped here, would be nobody's memory in the legs.
+        """
+        halves = [half for half in _HALVES if f"llama-{half}" in peers]
+        command = [sys.executable, "-m", "bench.seeded_model", f"--cache={self.folder}"]
+        command += [*self.shape.as_arguments(), "--halves", *halves]
+        subprocess.run(command, check=True, cwd=ROOT)
         return self.weights_file.stat().st_size
+
+    def packs(self) -> list[Path]:
+        """The weight files that Freight has written from this checkpoint."""
+        return sorted(self.spill_dir.glob(f"packs/{self.shape.name}*/weights.bin"))
 
     @property
     def weights_file(self) -> Path:
         return self.checkpoint / "model.safetensors"
-
-    def _gguf(self, half: str) -> Path:
-        return self.checkpoint.with_name(f"{self.shape.name}-{half}.gguf")
 
     def freight(self, workload: Workload, limit_bytes: int) -> tuple[Leg, Job]:
         options = {
@@ -89,7 +96,7 @@ class Contenders:
         engine, _, kind = name.partition("-")
         job = self._job(workload, batch if workload.is_static else len(workload.requests))
         if engine == "llama":
-            return self._llama(kind, batch, workload), job
+            return self._llama("f16" if kind == "f16" else "bf16", batch, workload), job
         options = {
             "checkpoint": str(self.checkpoint),
             "dtype": _DTYPES[kind],
@@ -109,8 +116,8 @@ class Contenders:
         )
         return leg, job
 
-    def _llama(self, half: str, batch: int, workload: Workload) -> Leg:
-        options = {"checkpoint": str(self._gguf(half))}
+    def _llama(self, half: HalfType, batch: int, workload: Workload) -> Leg:
+        options = {"checkpoint": str(self.shape.gguf(self.folder, half))}
         if workload.is_static:
             program = str(llama_program(self.folder, "llama-batched-bench"))
             return Leg(

@@ -77,7 +77,7 @@ def table(rows: Sequence[Row]) -> str:
     """Of one memory ratio and workload: a line for each leg, Freight's first."""
     names = dict.fromkeys(row.outcome.leg.name for row in rows)
     freight = [row for row in rows if row.outcome.leg.engine == FREIGHT]
-    ours = _median(freight, lambda row: row.outcome.output_tokens_per_s)
+    ours = _median(freight, _rate)
     roofline = _median(freight, lambda row: row.roofline_tokens_per_s)
     titles = (
         "output tok/s (min-max) | total tok/s | share of the roofline | MB read per output token"
@@ -89,7 +89,25 @@ def table(rows: Sequence[Row]) -> str:
     ]
     if roofline is not None:
         lines.append(f"| roofline of Freight's sweeps | {roofline:.2f} | | | | | | |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_verdicts(rows, ours)])
+
+
+def _verdicts(rows: Sequence[Row], ours: float | None) -> list[str]:
+    """Freight beside the best setting of each engine."""
+    verdicts = []
+    for engine in dict.fromkeys(row.outcome.leg.engine for row in rows):
+        names = {row.outcome.leg.name for row in rows if row.outcome.leg.engine == engine}
+        medians = (
+            _median([r for r in rows if r.outcome.leg.name == name], _rate) for name in names
+        )
+        best = max((rate for rate in medians if rate is not None), default=None)
+        if ours and best and engine != FREIGHT:
+            verdicts.append(f"Freight is {ours / best:.2f} times as fast as {engine} at its best.")
+    return ["", *verdicts]
+
+
+def _rate(row: Row) -> float | None:
+    return row.outcome.output_tokens_per_s
 
 
 def _line(name: str, rows: Sequence[Row], ours: float | None, roofline: float | None) -> str:
@@ -97,11 +115,14 @@ def _line(name: str, rows: Sequence[Row], ours: float | None, roofline: float | 
     last = rows[-1].outcome
     cells = [name]
     if not rates:
-        return f"| {name} | {last.ending} | | | | {_gib(last.peak_bytes)} | | |"
+        bound = last.bound_tokens_per_s
+        said = f"under {bound:.2f} ({last.ending})" if bound else str(last.ending)
+        over = f"over {ours / bound:.2f} x" if ours and bound else ""
+        return f"| {name} | {said} | | | | {_gib(last.peak_bytes)} | | {over} |"
     middle = statistics.median(rates)
     cut = " (in part)" if any(row.outcome.ending is Ending.CUT_SHORT for row in rows) else ""
     cells.append(f"{middle:.2f} ({min(rates):.2f}-{max(rates):.2f}){cut}")
-    results = [result for row in rows if (result := row.outcome.result) is not None]
+    results = [r for row in rows if (r := row.outcome.result) is not None and r.seconds]
     cells.append(f"{statistics.median(r.total_tokens / r.seconds for r in results):.1f}")
     cells.append(f"{middle / roofline:.0%}" if roofline else "")
     read = statistics.median(r.read_bytes / max(1, r.output_tokens) for r in results)

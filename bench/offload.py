@@ -18,10 +18,10 @@ from pathlib import Path
 from bench.contenders import FREIGHT, PEERS, Contenders
 from bench.figures import Ceilings, Row, table
 from bench.legs.job import Job
+from bench.llama_shape import LlamaShape, add_shape_arguments
 from bench.memory_group import MemoryGroup, NoMemoryGroupError
-from bench.peers import DEFAULT_CACHE
+from bench.peers import DEFAULT_CACHE, absolute
 from bench.runner import Bench, Ending, Outcome, usable_cpus
-from bench.seeded_model import LlamaShape, add_shape_arguments
 from bench.workloads import WORKLOADS, Sizes, Workload
 
 _GAIN = 1.05
@@ -97,7 +97,7 @@ def run_ratio(ratio: float, limit_bytes: int, arguments: argparse.Namespace) -> 
 
 
 def measure_ceilings(bench: Bench, contenders: Contenders) -> Ceilings:
-    packs = sorted(contenders.spill_dir.glob("packs/*/weights.bin"))
+    packs = contenders.packs()
     newest = max(packs, key=lambda path: path.stat().st_mtime_ns, default=contenders.weights_file)
     options = {"checkpoint": str(contenders.checkpoint), "weights_file": str(newest)}
     job = Job(requests=(), threads=len(bench.cpus), ignore_eos=True, options={})
@@ -189,8 +189,9 @@ def main() -> int:
     except NoMemoryGroupError as error:
         print(error, file=sys.stderr)
         return 2
-    unlimited = Bench(cpus=arguments.cpus, deadline_s=1_800)
-    unlimited.run(*contenders.freight_once(make_workloads(arguments)[0]))
+    if not contenders.packs():
+        unlimited = Bench(cpus=arguments.cpus, deadline_s=1_800)
+        unlimited.run(*contenders.freight_once(make_workloads(arguments)[0]))
     print(f"{weight_bytes:,} bytes of weights, {len(arguments.cpus)} cores")
     status = 0
     for ratio, limit_bytes in limits.items():
@@ -202,7 +203,7 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument("--cache", type=absolute, default=DEFAULT_CACHE)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 1.2, 2.0])
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))

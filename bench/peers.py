@@ -88,9 +88,14 @@ def _run(*command: str) -> None:
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
+def absolute(text: str) -> Path:
+    """For the command line: legs run in another folder than the one a path was given in."""
+    return Path(text).absolute()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument("--cache", type=absolute, default=DEFAULT_CACHE)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)

@@ -56,6 +56,8 @@ class Outcome:
     ending: Ending
     results: tuple[Result, ...]
     peak_bytes: int | None
+    asked_tokens: int
+    deadline_s: float
     words: str
     """The last that a leg wrote before it failed."""
 
@@ -67,6 +69,14 @@ class Outcome:
     def output_tokens_per_s(self) -> float | None:
         found = self.result
         return found.output_tokens / found.seconds if found and found.seconds else None
+
+    @property
+    def bound_tokens_per_s(self) -> float | None:
+        """What a leg that was cut short with nothing answered has stayed below, its loading aside."""
+        if self.ending is not Ending.CUT_SHORT or self.output_tokens_per_s is not None:
+            return None
+        load_s = self.result.load_s if self.result else 0.0
+        return self.asked_tokens / (self.deadline_s - load_s)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +90,14 @@ class Bench:
     def run(self, leg: Leg, job: Job) -> Outcome:
         """Raises NoMemoryGroupError where the limit cannot be set."""
         drop_caches()
+        asked_tokens = sum(request.max_tokens for request in job.requests)
         with tempfile.TemporaryDirectory() as folder:
             file = dataclasses.replace(job, options=leg.options).write(Path(folder) / "job.json")
             with contextlib.ExitStack() as stack:
                 group = None
                 if self.limit_bytes is not None:
                     group = stack.enter_context(memory_group(self.limit_bytes))
-                outcome = self._run(leg, file, group, Path(folder))
+                outcome = self._run(leg, file, group, asked_tokens)
         print(f"  {leg.name}: {_summary(outcome)}", file=sys.stderr, flush=True)
         return outcome
 
@@ -108,7 +119,8 @@ class Bench:
             raise RuntimeError(f"the ceilings were not measured: {done.stderr[-2000:]}")
         return result_fields(lines[-1])
 
-    def _run(self, leg: Leg, file: Path, group: MemoryGroup | None, folder: Path) -> Outcome:
+    def _run(self, leg: Leg, file: Path, group: MemoryGroup | None, asked_tokens: int) -> Outcome:
+        folder = file.parent
         output, errors = folder / "output", folder / "errors"
         with output.open("wb") as out, errors.open("wb") as err:
             process = subprocess.Popen(
@@ -134,6 +146,8 @@ class Bench:
             ending=_ending(process.returncode, is_late=is_late, was_killed=was_killed),
             results=Result.parse(output.read_text(errors="replace")),
             peak_bytes=group.peak_bytes if group else None,
+            asked_tokens=asked_tokens,
+            deadline_s=self.deadline_s,
             words=errors.read_text(errors="replace")[-1500:],
         )
 
@@ -169,7 +183,8 @@ def _summary(outcome: Outcome) -> str:
         words = outcome.words.strip().splitlines()
         return f"failed: {words[-1] if words else 'no words'}"
     if outcome.result is None or rate is None:
-        return str(outcome.ending)
+        bound = outcome.bound_tokens_per_s
+        return f"{outcome.ending}, below {bound:.2f} output tok/s" if bound else str(outcome.ending)
     return f"{outcome.ending}, {outcome.result.seconds:.1f} s, {rate:.2f} output tok/s"
 
 

@@ -7,12 +7,10 @@ bytes and speed do. The default is the shape of Llama-3.2-1B, 2.47 GB.
 """
 
 import argparse
-import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final
 
 import gguf
 import numpy as np
@@ -21,9 +19,8 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
 
-from bench.peers import DEFAULT_CACHE
-
-HalfType = Literal["f16", "bf16"]
+from bench.llama_shape import HalfType, LlamaShape, add_shape_arguments
+from bench.peers import DEFAULT_CACHE, absolute
 
 _STD: Final = 0.02
 _ROPE_THETA: Final = 500_000.0
@@ -41,53 +38,6 @@ _LEAVES: Final = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LlamaShape:
-    """Sizes of a Llama model whose head is tied to its embedding."""
-
-    layers: int = 16
-    hidden: int = 2048
-    mlp: int = 8192
-    heads: int = 32
-    kv_heads: int = 8
-    vocab: int = 128_256
-    seed: int = 0
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
-
-    @property
-    def name(self) -> str:
-        return f"llama-{self.layers}x{self.hidden}-{self.mlp}-{self.vocab}-s{self.seed}"
-
-    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Names and shapes, in the order of the file."""
-        kv_width = self.kv_heads * self.head_dim
-        yield "model.embed_tokens.weight", (self.vocab, self.hidden)
-        for layer in range(self.layers):
-            start = f"model.layers.{layer}"
-            yield f"{start}.input_layernorm.weight", (self.hidden,)
-            yield f"{start}.self_attn.q_proj.weight", (self.hidden, self.hidden)
-            yield f"{start}.self_attn.k_proj.weight", (kv_width, self.hidden)
-            yield f"{start}.self_attn.v_proj.weight", (kv_width, self.hidden)
-            yield f"{start}.self_attn.o_proj.weight", (self.hidden, self.hidden)
-            yield f"{start}.post_attention_layernorm.weight", (self.hidden,)
-            yield f"{start}.mlp.gate_proj.weight", (self.mlp, self.hidden)
-            yield f"{start}.mlp.up_proj.weight", (self.mlp, self.hidden)
-            yield f"{start}.mlp.down_proj.weight", (self.hidden, self.mlp)
-        yield "model.norm.weight", (self.hidden,)
-
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        return cls(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls)})
-
-
-def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
-    for field in dataclasses.fields(LlamaShape):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
 
 
 def write_checkpoint(folder: Path, shape: LlamaShape) -> Path:
@@ -236,17 +186,14 @@ def _stored(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
-    parser.add_argument("--half", choices=["f16", "bf16"], default="f16")
+    parser.add_argument("--cache", type=absolute, default=DEFAULT_CACHE)
+    parser.add_argument("--halves", nargs="*", choices=["f16", "bf16"], default=["bf16"])
     add_shape_arguments(parser)
     arguments = parser.parse_args()
     shape = LlamaShape.from_arguments(arguments)
-    folder = write_checkpoint(arguments.cache / "models" / shape.name, shape)
-    print(
-        write_gguf(
-            folder.with_name(f"{shape.name}-{arguments.half}.gguf"), folder, shape, arguments.half
-        )
-    )
+    folder = write_checkpoint(shape.checkpoint(arguments.cache), shape)
+    for half in arguments.halves:
+        write_gguf(shape.gguf(arguments.cache, half), folder, shape, half)
     return 0
 
 

@@ -73,11 +73,11 @@ def run(model: Any, job: Job, *, started_s: float) -> None:
     answers: dict[str, list[int]] = {}
     started_read_bytes = read_bytes()
     begun_s = time.perf_counter()
-    for start in range(0, len(requests), size):
-        answers |= answer_batch(model, requests[start : start + size], eos)
+
+    def tell(seconds: float) -> None:
         emit(
             Result(
-                seconds=time.perf_counter() - begun_s,
+                seconds=seconds,
                 load_s=load_s,
                 output_tokens=sum(map(len, answers.values())),
                 total_tokens=total_tokens(requests, answers),
@@ -86,6 +86,11 @@ def run(model: Any, job: Job, *, started_s: float) -> None:
                 answers=answers,
             )
         )
+
+    tell(seconds=0.0)
+    for start in range(0, len(requests), size):
+        answers |= answer_batch(model, requests[start : start + size], eos)
+        tell(time.perf_counter() - begun_s)
 
 
 def main() -> int:
