@@ -14,6 +14,7 @@ from bench.runner import Leg
 from bench.workloads import Workload
 
 FREIGHT: Final = "Freight"
+_AMPLE_BYTES: Final = 16 * 2**30
 _ACCELERATE: Final = "Accelerate disk"
 _AIRLLM: Final = "AirLLM"
 _LLAMA: Final = "llama.cpp mmap"
@@ -88,7 +89,7 @@ class Contenders:
     def freight_once(self, workload: Workload) -> tuple[Leg, Job]:
         """Loads with memory to spare and answers nothing: the pack is then there."""
         leg, job = self.freight(workload, limit_bytes=0)
-        options = leg.options | {"host_bytes": 2**40, "only_load": True}
+        options = leg.options | {"host_bytes": _AMPLE_BYTES, "only_load": True}
         return dataclasses.replace(leg, options=options, setting="packs"), job
 
     def peer(self, name: str, batch: int, workload: Workload) -> tuple[Leg, Job]:

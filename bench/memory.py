@@ -37,21 +37,24 @@ _STORED: Final = "stored"
 _GIB: Final = 2**30
 
 
-def ragged_requests(tokenizer: Tokenizer, *, num_rows: int, seed: int) -> tuple[Request, ...]:
-    """Chat prompts whose lengths, template included, are spread evenly over 16 to 512 tokens."""
-    draw = random.Random(seed)
+_LEAST_PROMPT: Final = 16
+_LEAST_ANSWER: Final = 8
+
+
+def ragged_requests(tokenizer: Tokenizer, arguments: argparse.Namespace) -> tuple[Request, ...]:
+    """Chat prompts whose lengths, template included, are spread evenly up to the longest."""
+    draw = random.Random(arguments.seed)
     topics = sorted(pydoc_data.topics.topics.items())
     empty = len(tokenizer.render_chat([{"role": "user", "content": ""}]))
     requests = []
-    for index in range(num_rows):
+    for index in range(arguments.rows):
         _, text = topics[draw.randrange(len(topics))]
-        wanted = max(1, draw.randint(16, 512) - empty)
+        wanted = max(1, draw.randint(_LEAST_PROMPT, arguments.longest_prompt) - empty)
         words = tokenizer.encode((text * 6)[: 8 * wanted])[:wanted]
         content = tokenizer.decode(words)
         token_ids = tokenizer.render_chat([{"role": "user", "content": content}])
-        requests.append(
-            Request(key=str(index), token_ids=tuple(token_ids), max_tokens=draw.randint(8, 256))
-        )
+        limit = draw.randint(_LEAST_ANSWER, arguments.longest_answer)
+        requests.append(Request(key=str(index), token_ids=tuple(token_ids), max_tokens=limit))
     return tuple(requests)
 
 
@@ -152,7 +155,7 @@ def print_table(outcomes: Sequence[Outcome], job: Job, found: Mapping[str, Any])
     rate = max(found["linear_flops_per_s"], found["onednn_flops_per_s"])
     ours = outcomes[0].result
     if ours is None:
-        print(f"Freight: {outcomes[0].ending}\n{outcomes[0].words}")
+        print(f"Freight: {outcomes[0].ending}: {outcomes[0].last_words}")
         return
     floor_s = needed_flops(job.requests, ours.answers, found) / rate
     ceiling = ours.output_tokens / floor_s
@@ -201,7 +204,7 @@ def main() -> int:
     arguments = parse_arguments()
     tokenizer = Tokenizer.load(arguments.model)
     job = Job(
-        requests=ragged_requests(tokenizer, num_rows=arguments.rows, seed=arguments.seed),
+        requests=ragged_requests(tokenizer, arguments),
         threads=len(arguments.cpus),
         ignore_eos=False,
         options={},
@@ -219,6 +222,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model", type=absolute)
     parser.add_argument("--cache", type=absolute, default=DEFAULT_CACHE)
     parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--longest-prompt", type=int, default=512)
+    parser.add_argument("--longest-answer", type=int, default=256)
     parser.add_argument("--block-rows", type=int, help="of Freight")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[16, 32], help="of generate")
     parser.add_argument("--llama-formats", nargs="*", default=["Q8_0", "F16", "F32", _STORED])

@@ -144,7 +144,7 @@ def print_tables(rows: list[Row], limit_bytes: int) -> None:
         if ours[-1].result is not None:
             print(f"\nFreight's report: {json.dumps(ours[-1].result.detail['report'])}")
         else:
-            print(f"\nFreight: {ours[-1].ending}\n{ours[-1].words}")
+            print(f"\nFreight: {ours[-1].ending}: {ours[-1].last_words}")
 
 
 def check(rows: list[Row], workloads: list[Workload]) -> int:

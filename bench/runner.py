@@ -66,6 +66,11 @@ class Outcome:
         return self.results[-1] if self.results else None
 
     @property
+    def last_words(self) -> str:
+        lines = self.words.strip().splitlines()
+        return lines[-1] if lines else "no words"
+
+    @property
     def output_tokens_per_s(self) -> float | None:
         found = self.result
         return found.output_tokens / found.seconds if found and found.seconds else None
@@ -180,8 +185,7 @@ def _ending(returncode: int, *, is_late: bool, was_killed: bool) -> Ending:
 def _summary(outcome: Outcome) -> str:
     rate = outcome.output_tokens_per_s
     if outcome.ending is Ending.FAILED:
-        words = outcome.words.strip().splitlines()
-        return f"failed: {words[-1] if words else 'no words'}"
+        return f"failed: {outcome.last_words}"
     if outcome.result is None or rate is None:
         bound = outcome.bound_tokens_per_s
         return f"{outcome.ending}, below {bound:.2f} output tok/s" if bound else str(outcome.ending)

@@ -14,6 +14,7 @@ from engine.engine import Engine
 from engine.memory.measure import measure_budgets
 from engine.planning.planners import PLANNERS
 from engine.planning.planners.base import Wishes
+from engine.planning.shape import ModelShape
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +41,14 @@ def load(job: Job) -> Engine:
     return Engine.load(
         Path(options["checkpoint"]),
         budgets=budgets,
-        policy=lambda shape, have: planner(shape, have, wishes),
+        policy=lambda shape, have: planner(_told(shape, job), have, wishes),
     )
+
+
+def _told(shape: ModelShape, job: Job) -> ModelShape:
+    """The planner keeps room for rows as long as the model's context: tell it the longest to come."""
+    longest = max(len(request.token_ids) + request.max_tokens for request in job.requests)
+    return dataclasses.replace(shape, max_context_tokens=min(shape.max_context_tokens, longest))
 
 
 def resident_bytes() -> int:
