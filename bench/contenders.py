@@ -98,11 +98,14 @@ class Contenders:
         job = self._job(workload, batch if workload.is_static else len(workload.requests))
         if engine == "llama":
             return self._llama("f16" if kind == "f16" else "bf16", batch, workload), job
+        # Of this model only: AirLLM takes whatever split it finds for its own.
+        folder = self.folder / "peers" / engine / self.shape.name
+        folder.mkdir(parents=True, exist_ok=True)
         options = {
             "checkpoint": str(self.checkpoint),
             "dtype": _DTYPES[kind],
             "batch": batch,
-            "folder": str(self.folder / engine),
+            "folder": str(folder),
         }
         setting = f"{_DTYPES[kind]}, batch {batch}"
         if engine == "accelerate":

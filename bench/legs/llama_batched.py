@@ -18,6 +18,7 @@ from bench.legs.job import Job, Result, children_read_bytes, emit, read_bytes, t
 _ROW: Final = re.compile(rb"^\|\s*\d+\s*\|\s*\d+\s*\|")
 _HEADER: Final = re.compile(rb"^\|\s*PP\s*\|")
 _UBATCH_TOKENS: Final = 512
+_TRIES: Final = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,10 @@ class Run:
 
 
 def bench(job: Job, *, prompt_tokens: int, output_tokens: int, is_shared: bool) -> Run:
-    """Raises RuntimeError with the program's last words if it prints no row."""
+    """Raises RuntimeError with the program's last words if it never prints its row.
+
+    Its log loses a line now and then, above all in runs of a second: the run is then made anew.
+    """
     rows = len(job.requests)
     # Cells for every row's own tokens, a prompt shared or not, and some to spare.
     context = rows * (prompt_tokens + output_tokens) + rows + _UBATCH_TOKENS
@@ -42,10 +46,16 @@ def bench(job: Job, *, prompt_tokens: int, output_tokens: int, is_shared: bool) 
         *("-ntg", str(output_tokens), "-npl", str(rows), "-lm", "mmap", "--no-repack", "-kvu"),
         *(["-pps"] if is_shared else []),
     ]
-    return _watch(command)
+    last_words = ""
+    for _ in range(_TRIES):
+        run, last_words = _watch(command)
+        if run is not None:
+            return run
+    raise RuntimeError(f"{command[0]} printed no row in {_TRIES} runs: {last_words}")
 
 
-def _watch(command: Sequence[str]) -> Run:
+def _watch(command: Sequence[str]) -> tuple[Run | None, str]:
+    """The row, if it is printed, and the last words."""
     started_s = time.perf_counter()
     loaded_s = started_s
     loaded_bytes = 0
@@ -65,9 +75,8 @@ def _watch(command: Sequence[str]) -> Run:
                     read_bytes=read_bytes(process.pid) - loaded_bytes,
                 )
                 process.kill()  # nothing but a summary would follow
-                return run
-    last = b"".join(said[-8:]).decode(errors="replace")
-    raise RuntimeError(f"{command[0]} ended with {process.returncode} and no row: {last}")
+                return run, ""
+    return None, b"".join(said[-8:]).decode(errors="replace")
 
 
 def main() -> int:
