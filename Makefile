@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 MODEL  := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo serve model test slow gpu coverage-models docs-models bench fmt lint types imports tests lock clean
+.PHONY: setup demo serve model test slow gpu coverage-models docs-models bench bench-peers bench-offload fmt lint types imports tests lock clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
@@ -75,11 +75,20 @@ docs-models: setup
 	$(BIN)/python -m tests.support.models_page docs/models.md
 
 # Each prints a table; docs/benchmarks.md has the last ones. Nothing else should run meanwhile.
-bench: setup model
+bench: setup model bench-peers
 	$(BIN)/python bench/server_memory.py
 	$(BIN)/python bench/demo_oracle.py $(MODEL)
-	$(BIN)/python bench/ragged.py $(MODEL) --rows 96 --batch-sizes 32
 	$(BIN)/python bench/overlap.py
+	$(BIN)/python -m bench.memory $(MODEL)
+
+# Needs root, for a memory cgroup, and 13 GB of disk; the whole takes hours, OFFLOAD="--quick ..." less.
+OFFLOAD ?=
+bench-offload: setup bench-peers
+	$(BIN)/python -m bench.offload $(OFFLOAD)
+
+# What Freight is compared with: fetched by hash and built in .bench/, once, in ten minutes or more.
+bench-peers: setup
+	$(BIN)/python -m bench.peers
 
 # Only a maintainer needs uv. torch stays out of every lock, see above.
 COMPILE := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 \
