@@ -6,7 +6,7 @@ apart, and the answers are merged by their log-sum-exp. Knows no model and no sw
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 
@@ -24,8 +24,9 @@ _FLASH: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # no
 class Part:
     """One call: `tokens` of the packing over `length` slots from `slot` on.
 
-    `mask` (tokens, length) is True where a token may look; None if everywhere. With `is_causal` the
-    tokens are themselves the last of those slots, and see as far as themselves.
+    `mask` (tokens, length) is added to the scores: 0 where a token may look, -inf elsewhere; None if
+    it may look everywhere. With `is_causal` the tokens are themselves the last of those slots, and
+    see as far as themselves.
     """
 
     tokens: slice | torch.Tensor
@@ -39,7 +40,8 @@ class Part:
 class Pair:
     """Two decoding rows (or one) whose caches one strided view shows, from `slot` on.
 
-    `mask` (rows, 1, 1, length) hides what lies behind the shorter row's end.
+    `mask` (rows, 1, 1, length) is added to the scores: it hides what lies behind the shorter row's
+    end.
     """
 
     slot: int
@@ -64,17 +66,18 @@ class AttentionPlan:
 
 
 def plan_attention(
-    segments: Sequence[Segment], *, window: int | None, num_slots: int
+    segments: Sequence[Segment], *, window: int | None, num_slots: int, dtype: torch.dtype
 ) -> AttentionPlan:
-    """Raises nothing: any segments can be planned. Made once a micro-batch, used by all layers."""
+    """For queries of that dtype. Made once a micro-batch, used by all layers of one window."""
     order, pairs = _plan_pairs(
         [segment for segment in segments if segment.num_tokens == 1], window, num_slots
     )
+    own = (_own_part(segment, window) for segment in segments if segment.num_tokens > 1)
     return AttentionPlan(
         order=order,
-        pairs=pairs,
-        own=tuple(_own_part(segment, window) for segment in segments if segment.num_tokens > 1),
-        shared=_shared_parts(segments, window),
+        pairs=tuple(_with_additive_mask(pair, dtype) for pair in pairs),
+        own=tuple(_with_additive_mask(part, dtype) for part in own),
+        shared=tuple(_with_additive_mask(part, dtype) for part in _shared_parts(segments, window)),
     )
 
 
@@ -155,22 +158,47 @@ def _attend_pairs(
     head: Head,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Query (heads, rows, size) in the plan's order; (rows, heads, value_size), (rows, heads)."""
-    rows_first = query.transpose(0, 1).unsqueeze(2)  # (rows, heads, 1, size)
+    num_heads, num_rows, size = query.shape
+    num_kv_heads = keys.shape[0]
+    # Query heads of one key head are folded into one call: its keys are read once for all of them.
+    folded = query.transpose(0, 1).reshape(num_rows, num_kv_heads, -1, size)
+    attend_rows = _attend_rows if _has_kernel(keys, values, head) else _written_out
     answers, totals = [], []
     at = 0
     for pair in plan.pairs:
-        answer, total = _partial(
-            rows_first[at : at + pair.num_rows],
+        answer, total = attend_rows(
+            folded[at : at + pair.num_rows],
             _pair_view(keys, pair),
             _pair_view(values, pair),
             mask=pair.mask,
-            is_causal=False,
             head=head,
         )
-        answers.append(answer.squeeze(2))
-        totals.append(total.squeeze(2))
+        answers.append(answer)
+        totals.append(total)
         at += pair.num_rows
-    return torch.cat(answers), torch.cat(totals)
+    return (
+        torch.cat(answers).view(num_rows, num_heads, -1),
+        torch.cat(totals).to(query.dtype).view(num_rows, num_heads),
+    )
+
+
+def _attend_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: torch.Tensor | None,
+    head: Head,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """By the kernel: it takes a mask in the full shape of the scores, which costs nothing."""
+    if mask is not None:
+        mask = mask.expand(*query.shape[:3], -1)
+    answer, total = _FLASH(query, key, value, attn_mask=mask, scale=head.scaling)
+    return answer, total
+
+
+def _has_kernel(keys: torch.Tensor, values: torch.Tensor, head: Head) -> bool:
+    return head.softcap is None and keys.shape[-1] == values.shape[-1]
 
 
 def _pair_view(pool: torch.Tensor, pair: Pair) -> torch.Tensor:
@@ -204,15 +232,15 @@ def _partial(
     # Query heads of one key head are folded into one call: its keys are read once for all of them.
     query = query.reshape(rows, num_kv_heads, group * new, size)
     if mask is not None:
-        mask = mask.expand(rows, num_kv_heads, new, -1) if new == 1 else mask
-        mask = _fold(mask, group)
-    if head.softcap is None and key.shape[-1] == value.shape[-1]:
+        shape = (rows, num_kv_heads, group, -1)
+        mask = mask.expand(shape) if new == 1 else _fold(mask, group)
+    if _has_kernel(key, value, head):
         answer, total = _FLASH(
             query,
             key,
             value,
             is_causal=is_causal,
-            attn_mask=None if mask is None else _additive(mask, query.dtype),
+            attn_mask=mask,
             scale=head.scaling,
         )
     else:
@@ -241,8 +269,8 @@ def _written_out(
     value: torch.Tensor,
     *,
     mask: torch.Tensor | None,
-    is_causal: bool,
     head: Head,
+    is_causal: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the kernel cannot do, with scores in float32 at least."""
     scores = query @ key.transpose(-1, -2) * head.scaling
@@ -250,14 +278,24 @@ def _written_out(
     if head.softcap is not None:
         scores = torch.tanh(scores / head.softcap) * head.softcap
     if is_causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        mask = _additive(torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), scores.dtype)
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores + mask
     total = scores.logsumexp(dim=-1)
     return (scores - total[..., None]).exp().to(value.dtype) @ value, total
 
 
 # -- planning ----------------------------------------------------------------------------------
+
+
+_Call = TypeVar("_Call", Part, Pair)
+
+
+def _with_additive_mask(call: _Call, dtype: torch.dtype) -> _Call:
+    """Up to here masks say where a token may look."""
+    if call.mask is None:
+        return call
+    return dataclasses.replace(call, mask=_additive(call.mask, dtype))
 
 
 def _own_part(segment: Segment, window: int | None) -> Part:

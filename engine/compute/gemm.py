@@ -15,16 +15,23 @@ Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(rows, in) by (out, in), both contiguous, to (rows, out)."""
 
 _ROW_COUNTS: Final = (1, 8, 32, 128, 512)
+_PACKED_FOR_ROWS: Final = 64  # a layout serves any number of rows, and this many best
 _NUM_TRIALS: Final = 4  # after a first one, which sets a kernel up
 
 
 class Gemm:
-    """The kernel for each number of rows; `reason` says which and why."""
+    """The kernel for each number of rows; `reason` says which and why.
 
-    def __init__(self, kernels: Sequence[tuple[int, Kernel]], *, reason: str) -> None:
+    With `packs`, weights that stay may be laid out once as oneDNN likes them (`packed`).
+    """
+
+    def __init__(
+        self, kernels: Sequence[tuple[int, Kernel]], *, reason: str, packs: bool = False
+    ) -> None:
         """`kernels` are (largest number of rows, kernel), ascending; the last serves all above."""
         self._kernels = tuple(kernels)
         self.reason = reason
+        self.packs = packs
 
     def kernel(self, num_rows: int) -> Kernel:
         for most_rows, kernel in self._kernels:
@@ -37,7 +44,7 @@ def choose_gemm(shape: tuple[int, int], *, dtype: torch.dtype, device: torch.dev
     """For matrices like (out, in) `shape`; only float32 on a CPU has a choice. Takes tens of ms."""
     if device.type != "cpu" or dtype != torch.float32 or not _has_onednn():
         return Gemm([(1, F.linear)], reason=f"{device.type} {dtype}: torch's own kernel")
-    kernels: dict[str, Kernel] = {"torch": F.linear, "oneDNN": _onednn}
+    kernels: dict[str, Kernel] = {"torch": F.linear, "oneDNN": multiply_packed}
     weight = torch.ones(shape)
     chosen: list[tuple[int, Kernel]] = []
     seen = []
@@ -52,10 +59,21 @@ def choose_gemm(shape: tuple[int, int], *, dtype: torch.dtype, device: torch.dev
         f"{name} at {', '.join(at for _, at in group)} rows"
         for name, group in itertools.groupby(seen, key=lambda each: each[0])
     ]
-    return Gemm(chosen, reason=f"{shape[0]} x {shape[1]} on this CPU: {'; '.join(ranges)}")
+    return Gemm(
+        chosen, packs=True, reason=f"{shape[0]} x {shape[1]} on this CPU: {'; '.join(ranges)}"
+    )
 
 
-def _onednn(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def packed(weight: torch.Tensor) -> torch.Tensor:
+    """A float32 (out, in) weight in the layout that oneDNN computes from; `multiply_packed` alone can
+    read it. As many bytes as before.
+    """
+    laid_out: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR_ROWS)  # noqa: SLF001  # no public name
+    return laid_out
+
+
+def multiply_packed(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """By oneDNN, which takes plain weights too: (rows, in) by (out, in) to (rows, out)."""
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")  # noqa: SLF001  # no public name takes a plain weight
     return product
 

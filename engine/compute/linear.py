@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from engine.compute.gemm import Gemm, choose_gemm
+from engine.compute.gemm import Gemm, choose_gemm, multiply_packed, packed
 from engine.memory.matrix import Matrix, Stack, values_of
 from engine.planning.cost import TILE_BYTES
 
@@ -34,7 +34,9 @@ class Multiplier:
     ) -> torch.Tensor:
         """(..., in) to (..., out): what `nn.Linear` does, or Conv1D if the matrix is transposed."""
         flat = inputs.reshape(-1, inputs.shape[-1])
-        if weight.transposed:
+        if self._is_one_call(flat, weight):
+            product = self._kernel(flat, weight.slices[0].stored)
+        elif weight.transposed:
             product = flat.new_zeros(len(flat), weight.shape[1])
             for part in weight.slices:
                 self.add_transposed(flat[:, part.first : part.last], part.stored, product)
@@ -67,6 +69,9 @@ class Multiplier:
         """(rows, in) by stored (out, in) into `product` (rows, out), a view if need be."""
         if not len(rows):
             return
+        if stored.is_mkldnn:
+            product.copy_(multiply_packed(rows, stored))
+            return
         kernel = self.gemm.kernel(len(rows))
         rows = rows.contiguous()
         tile = self._tile_rows(stored, rows.dtype)
@@ -87,9 +92,23 @@ class Multiplier:
             )
             product.addmm_(rows[:, first : first + tile], values)
 
+    def _is_one_call(self, rows: torch.Tensor, weight: Matrix) -> bool:
+        """Whether all of the matrix lies here, ready to be multiplied by."""
+        if weight.transposed or len(weight.slices) > 1 or not len(rows):
+            return False
+        stored = weight.slices[0].stored
+        if stored.is_mkldnn:
+            return True
+        return stored.dtype == rows.dtype and self._tile_rows(stored, rows.dtype) >= len(stored)
+
+    def _kernel(self, rows: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+        if stored.is_mkldnn:
+            return multiply_packed(rows, stored)
+        return self.gemm.kernel(len(rows))(rows.contiguous(), stored)
+
     def _tile_rows(self, stored: torch.Tensor, dtype: torch.dtype) -> int:
         """All rows at once, unless they must be converted or a CPU kernel may copy them."""
-        if stored.dtype == dtype and stored.device.type != "cpu":
+        if stored.dtype == dtype and (stored.device.type != "cpu" or stored.nbytes <= TILE_BYTES):
             return len(stored)
         fitting = TILE_BYTES // (stored.shape[1] * dtype.itemsize)
         rounded = fitting // _LEAST_TILE_ROWS * _LEAST_TILE_ROWS
@@ -99,6 +118,8 @@ class Multiplier:
 def attach_multiplier(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> Multiplier:
     """Give every module that holds a sliced weight a forward, or the multiplier, of ours."""
     multiplier = Multiplier(_choose(model, dtype, device), device)
+    if multiplier.gemm.packs:
+        _pack_what_stays(model)
     for module in model.modules():
         held = vars(module).values()
         if any(isinstance(value, Stack) for value in held):
@@ -106,6 +127,20 @@ def attach_multiplier(model: nn.Module, *, dtype: torch.dtype, device: torch.dev
         if isinstance(vars(module).get("weight"), Matrix):
             module.forward = functools.partial(_forward, module, multiplier)
     return multiplier
+
+
+def _pack_what_stays(model: Any) -> None:
+    """One after the other, so that no more than one of them is there twice. Not the head: a tied one
+    is read row by row as well.
+    """
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        weight = vars(module).get("weight")
+        if module is head or not isinstance(weight, Matrix) or weight.transposed:
+            continue
+        for part in weight.slices:
+            if part.is_bound and part.stored.dtype == weight.dtype:
+                part.bind(packed(part.stored))
 
 
 def _choose(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Gemm:

@@ -48,11 +48,11 @@ class Packing:
             self._attended[window] = attended(lengths, window=window)
         return self._attended[window]
 
-    def view_plan(self, window: int | None) -> AttentionPlan:
+    def view_plan(self, window: int | None, dtype: torch.dtype) -> AttentionPlan:
         """The same for every layer of one window, so made once."""
         if window not in self._view_plans:
             self._view_plans[window] = plan_attention(
-                self.segments, window=window, num_slots=self.num_slots
+                self.segments, window=window, num_slots=self.num_slots, dtype=dtype
             )
         return self._view_plans[window]
 
@@ -99,7 +99,7 @@ def write_and_attend(
     if head.sinks is not None:
         head = dataclasses.replace(head, sinks=head.sinks.to(keys.device))
     if keys.device.type == "cpu":
-        plan = packing.view_plan(head.window)
+        plan = packing.view_plan(head.window, keys.dtype)
         return attend(new.query, keys, values, plan=plan, head=head)
     buckets = packing.gather_plan(head.window)
     return attend_gathered(new.query, keys, values, plan=buckets, head=head)

@@ -42,6 +42,10 @@ class Slice:
         assert self._stored is not None, "a streamed slice is there between acquire and release"
         return self._stored
 
+    @property
+    def is_bound(self) -> bool:
+        return self._stored is not None
+
     def bind(self, stored: torch.Tensor) -> None:
         self._stored = stored
 

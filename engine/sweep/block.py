@@ -24,6 +24,11 @@ _FIRST_ROOM_TOKENS: Final = 32
 _LEAST_SHARED_TOKENS: Final = 2 * KV_PAGE_TOKENS
 """A prefix shorter than this is computed by each row for itself."""
 
+_KEPT_ONCE_TOKENS: Final = 256
+"""A prefix shorter than this is computed once, and then copied to each row while there is room: to
+read it where it lies takes a call of its own in every layer of every sweep.
+"""
+
 
 class Home:
     """One tier's cache and the prefixes kept in it: where rows live."""
@@ -75,6 +80,7 @@ class Row:
     home: Home | None = None
     run: PageRun | None = None
     prefix: Prefix | None = None
+    source: Prefix | None = None  # to be copied into `run` once it is computed
     may_share: bool = True
 
     @property
@@ -218,6 +224,8 @@ class Block:
                     budget_tokens -= count
                     shares.append(Share(row=row, num_tokens=count, prefix=prefix))
                 continue
+            if row.source is not None:
+                _take_over(row, row.source)
             count = row.num_pending
             if count > 1:
                 count = min(count, budget_tokens, max_segment_tokens)
@@ -276,10 +284,22 @@ class Block:
         if not home.can_hold(row.limit_tokens):
             return False  # its growth could not be promised there
         prefix = self._prefix_of(row, home) if row.may_share else None
+        if prefix is not None and prefix.end < _KEPT_ONCE_TOKENS and self._copy(row, home, prefix):
+            return True
         if self._settle(row, home, prefix):
             return True
         # Where no row is, none will make room: what is free lies in pieces around the prefix.
         return prefix is not None and self._is_empty(home) and self._settle(row, home, None)
+
+    def _copy(self, row: Row, home: Home, source: Prefix) -> bool:
+        """Give the row room of its own for all of it, to be filled when the source is computed."""
+        home.prefixes.acquire(source)
+        if not self._settle(row, home, None):
+            home.prefixes.release(source)
+            return False
+        row.source = source
+        self.num_shared_tokens += source.end
+        return True
 
     def _settle(self, row: Row, home: Home, prefix: Prefix | None) -> bool:
         if prefix is not None:
@@ -390,12 +410,24 @@ class Block:
         assert row.home is not None
         assert row.run is not None
         row.home.cache.release(row.run)
-        if row.prefix is not None:
-            row.home.prefixes.release(row.prefix)
-        row.home, row.run, row.prefix = None, None, None
+        for prefix in (row.prefix, row.source):
+            if prefix is not None:
+                row.home.prefixes.release(prefix)
+        row.home, row.run, row.prefix, row.source = None, None, None, None
 
 
 def _unfinished(row: Row) -> Prefix | None:
     """The first prefix of the row that is not all computed."""
-    chain = row.prefix.chain() if row.prefix else ()
+    last = row.prefix or row.source
+    chain = last.chain() if last else ()
     return next((prefix for prefix in chain if prefix.num_pending), None)
+
+
+def _take_over(row: Row, source: Prefix) -> None:
+    """Copy what the row begins with to its own run."""
+    assert row.home is not None
+    assert row.run is not None
+    for span in source.spans():
+        row.home.cache.adopt(row.home.cache, span.slot, span.num_tokens, row.run.slot + span.start)
+    row.home.prefixes.release(source)
+    row.source, row.num_cached = None, source.end

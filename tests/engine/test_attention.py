@@ -140,7 +140,7 @@ def attend_views(
     head: Head,
 ) -> torch.Tensor:
     """What lies behind a row's end is finite, as the cache sees to, and must count for nothing."""
-    plan = plan_attention(segments, window=head.window, num_slots=NUM_SLOTS)
+    plan = plan_attention(segments, window=head.window, num_slots=NUM_SLOTS, dtype=torch.float32)
     keys, values = keys.nan_to_num(50.0), values.nan_to_num(1e6)
     return attend(query, keys, values, plan=plan, head=head)
 
@@ -159,7 +159,7 @@ def attend_copies(
 
 def test_rows_of_like_length_are_paired_and_no_pair_reaches_beyond_the_pool() -> None:
     segments = segments_of(PACKINGS["like_lengths"])
-    plan = plan_attention(segments, window=None, num_slots=NUM_SLOTS)
+    plan = plan_attention(segments, window=None, num_slots=NUM_SLOTS, dtype=torch.float32)
     assert sorted(plan.order.tolist()) == [segment.start for segment in segments]
     # The longest has no like; the last row of the pool is shorter than its like, and goes alone.
     assert sorted(pair.num_rows for pair in plan.pairs) == [1, 2, 2, 2]
@@ -168,7 +168,9 @@ def test_rows_of_like_length_are_paired_and_no_pair_reaches_beyond_the_pool() ->
 
 
 def test_a_shared_prefix_costs_one_call_however_many_share_it() -> None:
-    plan = plan_attention(segments_of(SHARING["a_tree"]), window=None, num_slots=NUM_SLOTS)
+    plan = plan_attention(
+        segments_of(SHARING["a_tree"]), window=None, num_slots=NUM_SLOTS, dtype=torch.float32
+    )
     assert [(part.slot, part.length) for part in plan.shared] == [(0, 16), (16, 32), (48, 16)]
     found = [part.tokens.tolist() for part in plan.shared if isinstance(part.tokens, torch.Tensor)]
     assert found == [list(range(10)), [0, *range(2, 7)], [1]]
@@ -250,7 +252,12 @@ def context_of(cache: KVCache) -> AttentionContext:
 
 def packed(segments: list[Segment]) -> Packing:
     slots = [slot for segment in segments for slot in segment.new_slots]
-    return Packing(tier=Tier.CPU, segments=segments, slots=torch.tensor(slots), num_slots=NUM_SLOTS)
+    return Packing(
+        tier=Tier.CPU,
+        segments=segments,
+        slots=torch.tensor(slots),
+        num_slots=NUM_SLOTS,
+    )
 
 
 def inputs(num_tokens: int) -> list[torch.Tensor]:

@@ -70,9 +70,37 @@ def test_a_sliced_conv1d_adds_up_the_shares_of_its_input(
     torch.testing.assert_close(found, module(inputs))
 
 
+class Modules(nn.ModuleDict):
+    """As much of a model as is asked for its head."""
+
+    def get_output_embeddings(self) -> Any:
+        return dict(self.items()).get("head")
+
+
+def test_what_stays_is_packed_once_but_not_the_head() -> None:
+    model: Any = Modules({name: nn.Linear(33, 96) for name in ("resident", "cut", "head")})
+    inputs = torch.randn(7, 33)
+    expected = [module(inputs) for module in model.values()]
+    for name, module in model.items():
+        weight = module.weight.detach()
+        del module.weight
+        module.weight = sliced(weight, (40,) if name == "cut" else ())
+    streamed = model["cut"].weight.slices[1]
+    arriving = streamed.stored
+    streamed.unbind()
+    attach_multiplier(model, dtype=torch.float32, device=CPU)
+    streamed.bind(arriving)
+    is_packed = [
+        [part.stored.is_mkldnn for part in module.weight.slices] for module in model.values()
+    ]
+    assert is_packed == [[True], [True, False], [False]]
+    for module, answer in zip(model.values(), expected, strict=True):
+        torch.testing.assert_close(module(inputs), answer, rtol=1e-5, atol=1e-5)
+
+
 def test_every_module_with_a_sliced_weight_is_given_a_forward_of_ours() -> None:
     torch.manual_seed(0)
-    model: Any = nn.ModuleDict({"ours": nn.Linear(33, 96), "theirs": nn.Linear(96, 5)})
+    model: Any = Modules({"ours": nn.Linear(33, 96), "theirs": nn.Linear(96, 5)})
     inputs = torch.randn(4, 33)
     expected = model["theirs"](model["ours"](inputs))
     weight = model["ours"].weight.detach()
