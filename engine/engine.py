@@ -35,12 +35,13 @@ from engine.planning.cost import check_budgets
 from engine.planning.flops import Work
 from engine.planning.policy import Policy, Tier
 from engine.planning.shape import ModelShape
-from engine.sweep.block import Block, Row
+from engine.sweep.block import Block
 from engine.sweep.call_log import CallLog
 from engine.sweep.executor import Executor
 from engine.sweep.micro_batches import MicroBatches
 from engine.sweep.recorder import Recorder
 from engine.sweep.report import Report
+from engine.sweep.rows import Row
 from engine.timeline import Timeline
 from engine.tokenizer import Tokenizer
 

@@ -5,18 +5,16 @@ Holds the KV runs of its rows and knows when a row is finished; computes nothing
 
 import bisect
 import collections
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from engine.compute.sampling import Sampled
-from engine.compute.segments import Segment
-from engine.config import Completion, FinishReason, Prompt, TokenLogprobs
+from engine.config import Completion, FinishReason
 from engine.memory.kv_cache import KVCache
-from engine.memory.pages import PageRun, pages_for
+from engine.memory.pages import PageRun
 from engine.planning.cost import KV_PAGE_TOKENS
-from engine.planning.policy import Tier
-from engine.sweep.prefixes import Prefix, PrefixTree, num_common
+from engine.sweep.prefixes import Prefix, num_common
+from engine.sweep.rows import Home, Row, Share, take_over, unfinished_prefix
 
 _FIRST_ROOM_TOKENS: Final = 32
 """Generated tokens that a new row's run has room for; a run that fills up is doubled."""
@@ -25,127 +23,9 @@ _LEAST_SHARED_TOKENS: Final = 2 * KV_PAGE_TOKENS
 """A prefix shorter than this is computed by each row for itself."""
 
 _KEPT_ONCE_TOKENS: Final = 256
-"""A prefix shorter than this is computed once, and then copied to each row while there is room: to
-read it where it lies takes a call of its own in every layer of every sweep.
+"""A prefix shorter than this is computed once, and copied to each row where room is plenty: to read
+it where it lies takes a call of its own in every layer of every sweep.
 """
-
-
-class Home:
-    """One tier's cache and the prefixes kept in it: where rows live."""
-
-    def __init__(self, cache: KVCache) -> None:
-        self.cache = cache
-        self.prefixes = PrefixTree(cache)
-
-    @property
-    def tier(self) -> Tier:
-        return self.cache.tier
-
-    def can_hold(self, num_tokens: int) -> bool:
-        """Whether a row of that length fits if it is alone."""
-        return pages_for(num_tokens) <= self.cache.pages.num_pages
-
-    def allocate(self, num_tokens: int) -> PageRun | None:
-        """A run, if need be in place of prefixes that nobody uses."""
-        while (run := self.cache.allocate(num_tokens)) is None:
-            if not self.prefixes.evict():
-                return None
-        return run
-
-    def extend(self, parent: Prefix | None, token_ids: Sequence[int]) -> Prefix | None:
-        """A new prefix after `parent`, likewise; `parent` itself does not give way."""
-        if parent is not None:
-            self.prefixes.acquire(parent)
-        while (prefix := self.prefixes.extend(parent, token_ids)) is None and self.prefixes.evict():
-            continue
-        if parent is not None:
-            self.prefixes.release(parent)
-        return prefix
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Row:
-    """One completion of a prompt on its way: (`prompt.key`, `index`) are no other row's.
-
-    Tokens before `num_cached` have their keys and values in its home: those of `prefix` where
-    several rows share them, the others in `run`.
-    """
-
-    prompt: Prompt
-    limit_tokens: int  # prompt and generated together, by max_tokens and the context
-    index: int = 0
-    generated: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # if asked for
-    num_cached: int = 0
-    home: Home | None = None
-    run: PageRun | None = None
-    prefix: Prefix | None = None
-    source: Prefix | None = None  # to be copied into `run` once it is computed
-    may_share: bool = True
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt.token_ids) + len(self.generated)
-
-    @property
-    def num_pending(self) -> int:
-        """Tokens not yet in the cache: 1 while decoding, more while a prompt is prefilled."""
-        return self.num_tokens - self.num_cached
-
-    @property
-    def num_shared(self) -> int:
-        return self.prefix.end if self.prefix else 0
-
-    def pending_tokens(self, count: int) -> list[int]:
-        prompt = self.prompt.token_ids
-        at = self.num_cached
-        if at >= len(prompt):
-            return self.generated[at - len(prompt) : at - len(prompt) + count]
-        taken = list(prompt[at : at + count])
-        return taken + self.generated[: count - len(taken)]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """A row's part of one sweep. With `prefix` the tokens are that prefix's, on the row's behalf."""
-
-    row: Row
-    num_tokens: int
-    prefix: Prefix | None = None
-
-    @property
-    def samples(self) -> bool:
-        """Whether the row's last pending token is among them."""
-        return self.prefix is None and self.num_tokens == self.row.num_pending
-
-    @property
-    def tier(self) -> Tier:
-        assert self.row.home is not None, "a row without a home takes no part"
-        return self.row.home.tier
-
-    def token_ids(self) -> list[int]:
-        return (self.prefix or self.row).pending_tokens(self.num_tokens)
-
-    def segment(self, start: int) -> Segment:
-        """Its place in a micro-batch, from `start` on."""
-        if self.prefix is not None:
-            parent = self.prefix.parent
-            return Segment(
-                start=start,
-                num_tokens=self.num_tokens,
-                past=self.prefix.start + self.prefix.num_cached,
-                slot=self.prefix.run.slot,
-                prefix=parent.spans() if parent else (),
-            )
-        row = self.row
-        assert row.run is not None, "a row without pages takes no part"
-        return Segment(
-            start=start,
-            num_tokens=self.num_tokens,
-            past=row.num_cached,
-            slot=row.run.slot,
-            prefix=row.prefix.spans() if row.prefix else (),
-        )
 
 
 class Block:
@@ -216,7 +96,7 @@ class Block:
         for row in list(self._running):
             if row.run is None:
                 continue  # preempted, a moment ago, for an older one
-            prefix = _unfinished(row)
+            prefix = unfinished_prefix(row)
             if prefix is not None:
                 count = min(prefix.num_pending, budget_tokens, max_segment_tokens)
                 if count and prefix not in begun:
@@ -225,7 +105,7 @@ class Block:
                     shares.append(Share(row=row, num_tokens=count, prefix=prefix))
                 continue
             if row.source is not None:
-                _take_over(row, row.source)
+                take_over(row, row.source)
             count = row.num_pending
             if count > 1:
                 count = min(count, budget_tokens, max_segment_tokens)
@@ -284,12 +164,22 @@ class Block:
         if not home.can_hold(row.limit_tokens):
             return False  # its growth could not be promised there
         prefix = self._prefix_of(row, home) if row.may_share else None
-        if prefix is not None and prefix.end < _KEPT_ONCE_TOKENS and self._copy(row, home, prefix):
+        if (
+            prefix is not None
+            and self._has_room_for_copies(row, home, prefix)
+            and self._copy(row, home, prefix)
+        ):
             return True
         if self._settle(row, home, prefix):
             return True
         # Where no row is, none will make room: what is free lies in pieces around the prefix.
         return prefix is not None and self._is_empty(home) and self._settle(row, home, None)
+
+    def _has_room_for_copies(self, row: Row, home: Home, prefix: Prefix) -> bool:
+        """Whether the home would hold as many rows like this one as there can be, each whole."""
+        num_rows = min(self._max_rows, self.num_rows)
+        is_short = prefix.end < _KEPT_ONCE_TOKENS
+        return is_short and num_rows * row.limit_tokens <= home.cache.num_tokens
 
     def _copy(self, row: Row, home: Home, source: Prefix) -> bool:
         """Give the row room of its own for all of it, to be filled when the source is computed."""
@@ -414,20 +304,3 @@ class Block:
             if prefix is not None:
                 row.home.prefixes.release(prefix)
         row.home, row.run, row.prefix, row.source = None, None, None, None
-
-
-def _unfinished(row: Row) -> Prefix | None:
-    """The first prefix of the row that is not all computed."""
-    last = row.prefix or row.source
-    chain = last.chain() if last else ()
-    return next((prefix for prefix in chain if prefix.num_pending), None)
-
-
-def _take_over(row: Row, source: Prefix) -> None:
-    """Copy what the row begins with to its own run."""
-    assert row.home is not None
-    assert row.run is not None
-    for span in source.spans():
-        row.home.cache.adopt(row.home.cache, span.slot, span.num_tokens, row.run.slot + span.start)
-    row.home.prefixes.release(source)
-    row.source, row.num_cached = None, source.end

@@ -16,8 +16,8 @@ from engine.compute.sampling import Sampled, sample
 from engine.errors import EngineError, UnsupportedModelError
 from engine.memory.weights import WeightSource
 from engine.planning.flops import Work
-from engine.sweep.block import Share
 from engine.sweep.micro_batches import MicroBatches
+from engine.sweep.rows import Share
 from engine.sweep.schedule import steps, with_next
 from engine.sweep.step_clock import StepClock
 from engine.timeline import Timeline, Track

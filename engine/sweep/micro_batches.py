@@ -15,7 +15,7 @@ from engine.compute.lockstep import MicroBatch
 from engine.compute.packing import Packing
 from engine.compute.segments import Segment
 from engine.planning.policy import Policy
-from engine.sweep.block import Share
+from engine.sweep.rows import Share
 from engine.sweep.schedule import pack_micro_batches
 
 

@@ -10,9 +10,9 @@ from engine.config import Completion, Prompt
 from engine.memory.footprint import peak_bytes
 from engine.memory.weights import WeightCounters
 from engine.planning.ceilings import Ceilings
-from engine.sweep.block import Row, Share
 from engine.sweep.call_log import CallLog, LoggedRow
 from engine.sweep.report import Report
+from engine.sweep.rows import Row, Share
 from engine.timeline import Timeline, Track
 
 

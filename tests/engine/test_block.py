@@ -11,7 +11,8 @@ from engine.compute.sampling import Sampled
 from engine.config import Completion, FinishReason, Prompt, Sampling
 from engine.memory.kv_cache import KVCache, KVShape
 from engine.planning.cost import KV_PAGE_TOKENS
-from engine.sweep.block import Block, Row, Share
+from engine.sweep.block import Block
+from engine.sweep.rows import Row, Share
 
 VOCAB_SIZE: Final = 50_000
 

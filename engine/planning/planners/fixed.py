@@ -22,7 +22,6 @@ from engine.planning.shape import ModelShape, Placeable, leading_border_bytes, t
 
 _BLOCK_ROWS: Final = {Tier.CPU: 96, Tier.GPU: 256}
 _SWEEP_TOKENS: Final = {Tier.CPU: 512, Tier.GPU: 4096}
-_MICRO_BATCH_TOKENS: Final = {Tier.CPU: 512, Tier.GPU: 4096}
 _LEAST_KV_TOKENS: Final = 256
 _KV_SHARE: Final = 0.5
 """Of what is left after the activations and what is always resident, where it is tight."""
@@ -37,12 +36,14 @@ def plan_fixed(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
     """
     compute = Tier.GPU if budgets.gpu_bytes else Tier.CPU
     block_rows = wishes.block_rows or _BLOCK_ROWS[compute]
+    sweep_tokens = wishes.sweep_tokens or _SWEEP_TOKENS[compute]
     everywhere = Policy(
         compute=compute,
         compute_dtype=shape.compute_dtype,
         block_rows=block_rows,
-        sweep_tokens=wishes.sweep_tokens or _SWEEP_TOKENS[compute],
-        micro_batch_tokens=max(block_rows, _MICRO_BATCH_TOKENS[compute]),
+        sweep_tokens=sweep_tokens,
+        # All that a sweep carries in one forward: what a second one would add is few tokens.
+        micro_batch_tokens=block_rows + sweep_tokens,
         kv=Split.on(compute, 0),
         layer_splits=tuple(Split.on(compute, num_bytes) for num_bytes in shape.layer_bytes),
         reason="",
