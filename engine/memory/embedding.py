@@ -94,6 +94,11 @@ class EmbeddingTable:
         found = self._unique_rows(unique).to(self.device, self.dtype)
         return F.embedding(places.to(self.device), found)
 
+    def __getitem__(self, index: int | tuple[int, slice]) -> torch.Tensor:
+        """One row, (columns,), or a cut of it: some models look up their padding so."""
+        row, columns = index if isinstance(index, tuple) else (index, slice(None))
+        return self.rows(torch.tensor([row]))[0, columns]
+
     def _unique_rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of ascending ids, in host memory, in stored dtype."""
         parts: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -79,6 +79,16 @@ def test_the_librarys_lookup_finds_every_row(
     assert torch.equal(found, VALUES[IDS].float())
 
 
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD)
+def test_a_single_row_may_be_asked_for_by_its_index(
+    held: Sequence[tuple[int, int]], reader: RowReader
+) -> None:
+    table = table_of(held, reader)
+    for row in (0, 20, 49):
+        assert torch.equal(table[row], VALUES[row].float())
+        assert torch.equal(table[row, :], VALUES[row].float())
+
+
 def test_a_subclass_that_scales_what_it_looks_up_still_does(reader: RowReader) -> None:
     kind = modeling_gemma3.Gemma3TextScaledWordEmbedding
     module = embedding(table_of((), reader), kind, embed_scale=3.0)
