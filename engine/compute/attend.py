@@ -95,7 +95,9 @@ def attend(
     num_heads, num_tokens, _ = query.shape
     out = query.new_empty(num_tokens, num_heads, values.shape[-1])
     merges = bool(plan.shared) or head.sinks is not None
-    sums = query.new_empty(num_tokens, num_heads) if merges else None
+    # Averages may be kept in 16 bits, but not what they are weighted by.
+    summed = torch.promote_types(query.dtype, torch.float32)
+    sums = query.new_empty(num_tokens, num_heads, dtype=summed) if merges else None
     if plan.pairs:
         answer, total = _attend_pairs(query[:, plan.order], keys, values, plan=plan, head=head)
         out[plan.order] = answer
@@ -111,7 +113,7 @@ def attend(
             answer, total = _attend_part(query, keys, values, part=part, head=head)
             _merge(out, sums, part=part, answer=answer, total=total)
         if head.sinks is not None:
-            out *= torch.sigmoid(sums - head.sinks.to(sums.dtype))[..., None]
+            out *= torch.sigmoid(sums - head.sinks.to(sums.dtype))[..., None].to(out.dtype)
     return out
 
 
@@ -125,7 +127,7 @@ def _merge(
 ) -> None:
     """Fold a partial answer in: both are averages, weighted by the exponents of their sums."""
     before = sums[part.tokens]
-    share = torch.sigmoid(total - before)[..., None]
+    share = torch.sigmoid(total - before)[..., None].to(out.dtype)
     out[part.tokens] = torch.lerp(out[part.tokens], answer, share)
     sums[part.tokens] = torch.logaddexp(before, total)
 
@@ -178,7 +180,7 @@ def _attend_pairs(
         at += pair.num_rows
     return (
         torch.cat(answers).view(num_rows, num_heads, -1),
-        torch.cat(totals).to(query.dtype).view(num_rows, num_heads),
+        torch.cat(totals).view(num_rows, num_heads),
     )
 
 
@@ -247,7 +249,7 @@ def _partial(
         answer, total = _written_out(query, key, value, mask=mask, is_causal=is_causal, head=head)
     return (
         answer.reshape(rows, num_heads, new, -1),
-        total.to(answer.dtype).reshape(rows, num_heads, new),
+        total.reshape(rows, num_heads, new),
     )
 
 

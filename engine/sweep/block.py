@@ -43,9 +43,8 @@ class Block:
         self._on_preempt = on_preempt
         self._waiting: collections.deque[Row] = collections.deque()
         self._running: list[Row] = []
-        self._prompts: list[
-            tuple[int, ...]
-        ] = []  # of the waiting rows, sorted: likes are neighbours
+        # Of the waiting rows, sorted: those that are alike are neighbours.
+        self._prompts: list[tuple[int, ...]] = []
         self.num_preempted = 0
         self.num_shared_tokens = 0
         """Prompt tokens that rows found computed, or computed by another."""

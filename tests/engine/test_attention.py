@@ -140,7 +140,7 @@ def attend_views(
     head: Head,
 ) -> torch.Tensor:
     """What lies behind a row's end is finite, as the cache sees to, and must count for nothing."""
-    plan = plan_attention(segments, window=head.window, num_slots=NUM_SLOTS, dtype=torch.float32)
+    plan = plan_attention(segments, window=head.window, num_slots=NUM_SLOTS, dtype=query.dtype)
     keys, values = keys.nan_to_num(50.0), values.nan_to_num(1e6)
     return attend(query, keys, values, plan=plan, head=head)
 
@@ -189,6 +189,21 @@ def test_attention_equals_the_formula_written_out(
     found = attend_over(*tensors, segments=segments, head=head)
     expected = written_out(*tensors, segments=segments, head=head)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "softcap", "sinks"])
+@pytest.mark.parametrize("packing", SHARING.values(), ids=SHARING)
+def test_in_16_bits_parts_are_weighted_by_sums_that_are_not_rounded(
+    packing: list[tuple[int, int, str]], kind: str
+) -> None:
+    segments = segments_of(packing)
+    query, keys, values = random_tensors(segments)
+    # Sums of some tens: in 16 bits they would be off by an eighth, and the weights by as much.
+    tensors = [each.to(torch.bfloat16) for each in (query + 3, keys + 3, values)]
+    found = attend_views(*tensors, segments=segments, head=HEADS[kind])
+    expected = written_out(*tensors, segments=segments, head=HEADS[kind])
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=4e-2)
 
 
 @pytest.mark.parametrize(("num_heads", "value_size"), [(2, SIZE), (6, SIZE), (4, 5), (8, 12)])
