@@ -3,7 +3,7 @@ when a slice's bytes are there.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -28,17 +28,24 @@ def values_of(
 
 
 class Slice:
-    """Rows `first` to `last` of a matrix in stored dtype; None while its bytes are elsewhere."""
+    """Rows `first` to `last` of a matrix in stored dtype; None while its bytes are elsewhere.
 
-    __slots__ = ("_stored", "first", "last")
+    `on_ask`, if there is one, is told before they are handed out, and may have them brought.
+    """
+
+    __slots__ = ("_stored", "first", "last", "on_ask")
 
     def __init__(self, first: int, last: int) -> None:
         self.first = first
         self.last = last
+        self.on_ask: Callable[[], None] | None = None
         self._stored: torch.Tensor | None = None
 
     @property
     def stored(self) -> torch.Tensor:
+        """Use it before the next slice is asked for. Raises what bringing it does."""
+        if self.on_ask is not None:
+            self.on_ask()
         assert self._stored is not None, "a streamed slice is there between acquire and release"
         return self._stored
 

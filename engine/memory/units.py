@@ -1,11 +1,10 @@
 """Where every weight of a pack lies under a policy: what is loaded for good, and the units that
-stream. Fetches nothing twice and knows no slots.
+stream, in the order of a sweep. Fetches nothing twice and knows no slots.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 
@@ -17,19 +16,27 @@ from engine.memory.layout import BUFFERS
 from engine.memory.loading import Loader
 from engine.memory.manifest import Pack
 from engine.memory.matrix import Slice
-from engine.memory.placement import Parts, Piece, Span, part, split_groups, whole_piece
+from engine.memory.placement import (
+    NOTHING,
+    Parts,
+    Piece,
+    Span,
+    cut_stretches,
+    part,
+    split_groups,
+    whole_piece,
+)
 from engine.memory.tiers import HostArena, HostBuffer, page_aligned
 from engine.planning.cost import HEAD_TILE_BYTES
 from engine.planning.policy import Policy, Split
 from engine.timeline import Timeline
 
-_NOTHING: Final = Parts(resident=(), hosted=(), on_disk=())
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unit:
-    """What is there between one acquire and release: the streamed part of a layer, or a tile of the
-    head. `hosted` lies in host memory, the rest on disk; both go to one slot.
+    """What one fetch brings: the streamed part of a layer, a stretch of it, or a tile of the head.
+
+    `hosted` lies in host memory, the rest on disk; both go to one slot.
     """
 
     name: str
@@ -42,10 +49,21 @@ class Unit:
         return Span(self.hosted.pieces + self.on_disk.pieces)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stage:
+    """What is acquired and released at once: a layer, or a tile of the head. `units` are indices, of
+    a layer that does not stream none.
+    """
+
+    name: str
+    units: range
+
+
 class Placement:
     """A pack cut by a policy, and bound to a skeleton. `load` fills what does not stream.
 
-    Raises EngineError where the policy does not fit the pack.
+    `stages` are the layers, then the tiles of the head. Raises EngineError where the policy does not
+    fit the pack.
     """
 
     def __init__(self, pack: Pack, binder: Binder, policy: Policy, device: torch.device) -> None:
@@ -65,12 +83,13 @@ class Placement:
             else:
                 self._head = piece
         self._require_policy()
-        self.units = [
-            self._unit(group.name, self._part(self._placeable(group.name), split))
-            for group, split in zip(layers, policy.layer_splits, strict=True)
-        ]
+        self.units: list[Unit] = []
+        self.stages: list[Stage] = []
+        for group, split in zip(layers, policy.layer_splits, strict=True):
+            self._add_layer(group.name, self._part(self._placeable(group.name), split))
         self._head_parts = self._part_one(self._head, policy.head_split)
-        self.units += self._head_units()
+        for index, tile in enumerate(self._head_tiles()):
+            self._add_stage(f"head tile {index}", [tile])
         self._table_parts = self._part_one(self._table, policy.embedding_split)
 
     def _placeable(self, group_name: str) -> list[Piece]:
@@ -103,8 +122,25 @@ class Placement:
 
     def _part_one(self, piece: Piece | None, split: Split | None) -> Parts:
         if piece is None:
-            return _NOTHING
+            return NOTHING
         return self._part([piece], split or Split.on(self._policy.compute, piece.num_bytes))
+
+    def _add_layer(self, name: str, parts: Parts) -> None:
+        """As one unit, or in stretches that fit the policy's; a whole tensor is computed from whole."""
+        streamed = parts.hosted + parts.on_disk
+        kinds = {piece.tensor.name: self._binder.kinds[piece.tensor.name] for piece in streamed}
+        stretches = [parts] if streamed else []
+        if self._policy.unit_bytes is not None and Kind.WHOLE not in kinds.values():
+            stacks = {each for each, kind in kinds.items() if kind is Kind.STACK}
+            stretches = cut_stretches(parts, self._policy.unit_bytes, stacks=stacks)
+        self._add_stage(name, stretches)
+
+    def _add_stage(self, name: str, stretches: Sequence[Parts]) -> None:
+        first = len(self.units)
+        for index, parts in enumerate(stretches):
+            unit_name = name if len(stretches) == 1 else f"{name}, part {index}"
+            self.units.append(self._unit(unit_name, parts))
+        self.stages.append(Stage(name, range(first, len(self.units))))
 
     def _unit(self, name: str, parts: Parts) -> Unit:
         streamed = parts.hosted + parts.on_disk
@@ -115,20 +151,22 @@ class Placement:
             targets=tuple(self._binder.target(piece, is_streamed=True) for piece in streamed),
         )
 
-    def _head_units(self) -> list[Unit]:
+    def _head_tiles(self) -> list[Parts]:
         """The head's streamed rows in tiles that fit a layer's slot."""
         parts = self._head_parts
         if self._head is None or not parts.hosted + parts.on_disk:
             return []
-        layer_bytes = max((unit.streamed.num_bytes for unit in self.units), default=0)
-        num_rows = max(1, max(layer_bytes, HEAD_TILE_BYTES) // self._head.row_bytes)
-        tiles = [
-            dataclasses.replace(_NOTHING, **{tier: (tile,)})
+        tile_bytes = self._policy.unit_bytes
+        if tile_bytes is None:
+            largest = max((unit.streamed.num_bytes for unit in self.units), default=0)
+            tile_bytes = max(largest, HEAD_TILE_BYTES)
+        num_rows = max(1, tile_bytes // self._head.row_bytes)
+        return [
+            dataclasses.replace(NOTHING, **{tier: (tile,)})
             for tier, pieces in (("hosted", parts.hosted), ("on_disk", parts.on_disk))
             for piece in pieces
             for tile in piece.cut(num_rows)
         ]
-        return [self._unit(f"head tile {index}", tile) for index, tile in enumerate(tiles)]
 
     # -- loading ---------------------------------------------------------------------------
 
@@ -191,7 +229,8 @@ class Placement:
 
     def _held_in_host(self, parts: Parts, loader: Loader, *, tied: bool) -> list[Slice]:
         """Rows in host memory beside a GPU: of a tied table those that the head's tiles stream."""
-        spans = [(unit.hosted, unit) for unit in self.units[self.num_layers :]] if tied else []
+        first_tile = self.stages[self.num_layers - 1].units.stop
+        spans = [(unit.hosted, unit) for unit in self.units[first_tile:]] if tied else []
         held = []
         for span, unit in spans:
             for piece in span.pieces:

@@ -163,7 +163,7 @@ class Tiles:
 
     def __init__(self, weight: torch.Tensor, slices: Sequence[Slice]) -> None:
         self.counters = WeightCounters()
-        self.head_units = range(4, 4 + len(slices))
+        self.head_stages = range(4, 4 + len(slices))
         self.visits: list[int] = []
         self._weight = weight
         self._slices = slices
