@@ -31,7 +31,7 @@ class KVShape:
 
 
 class KVCache:
-    """The pool of every layer, within `budget_bytes` of `tier`; on disk, of `spill_dir`."""
+    """The pool of every layer, within `budget_bytes` of `tier`; on disk, of `spill_dir`. Close it."""
 
     def __init__(
         self,
@@ -124,6 +124,11 @@ class KVCache:
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (heads, slots, key_size) and values (heads, slots, value_size) of one layer."""
         return self._layers[index]
+
+    def close(self) -> None:
+        """Give the pools up: their memory, and on disk their file, go with the last view of them."""
+        self._layers = []
+        self._spill = None
 
     def pools(self) -> Iterator[torch.Tensor]:
         """Keys, then values, of every layer."""
