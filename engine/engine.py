@@ -17,7 +17,7 @@ from engine.compute.limits import check_sampling
 from engine.compute.skeleton import build_skeleton
 from engine.config import Budgets, Completion, Prompt
 from engine.context import max_context_tokens
-from engine.errors import PackError, PromptError
+from engine.errors import EngineError, PackError, PromptError
 from engine.memory.ceilings import ceilings_of
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.manifest import Pack
@@ -71,6 +71,7 @@ class Engine:
         self._weights = assembly.weights
         self._recorder = recorder
         self._closing = closing
+        self._is_closed = False
 
     @classmethod
     def load(
@@ -264,6 +265,8 @@ class Engine:
         )
         if not shares:
             return []
+        if self._is_closed:
+            raise EngineError("the engine is closed: its rows go no further")
         with self._recorder.sweeping(shares):
             tokens = self._executor.run(shares)
             completions = self._block.finish(
@@ -299,6 +302,7 @@ class Engine:
         )
 
     def close(self) -> None:
+        self._is_closed = True
         with contextlib.closing(self._recorder):
             self._closing.close()
 
