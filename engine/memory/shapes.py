@@ -161,6 +161,11 @@ def _met_elements(shape: tuple[int, ...], text: Any) -> int:
     return math.prod(shape)
 
 
+def num_chosen_experts(config: Any) -> int | None:
+    """Of a layer's experts, how many one token is sent to; None where the config does not say."""
+    return _first_count(config.get_text_config(decoder=True), _NUM_CHOSEN)
+
+
 def _first_count(text: Any, names: Sequence[str]) -> int | None:
     found = (getattr(text, name, None) for name in names)
     return next((count for count in found if isinstance(count, int)), None)

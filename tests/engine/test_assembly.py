@@ -3,7 +3,6 @@
 import functools
 import gc
 import json
-import os
 import threading
 from pathlib import Path
 from typing import Any, Final
@@ -48,10 +47,8 @@ def load(folder: Path, **changes: Any) -> Engine:
 def opened() -> tuple[list[str], list[str]]:
     """The names of threads and the targets of file descriptors, in order."""
     gc.collect()  # models are cycles
-    descriptors = []
-    for link in Path("/proc/self/fd").iterdir():
-        if link.is_symlink():  # the listing's own is gone by now
-            descriptors.append(os.readlink(link))
+    links = list(Path("/proc/self/fd").iterdir())
+    descriptors = [str(link.readlink()) for link in links if link.is_symlink()]  # not the listing's
     return sorted(thread.name for thread in threading.enumerate()), sorted(descriptors)
 
 
