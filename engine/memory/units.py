@@ -183,7 +183,7 @@ class Placement:
             return
         reader = None
         if parts.on_disk:
-            reader = RowReader(table.group.path, table, timeline)
+            reader = RowReader(self._pack, table, timeline)
             undo.callback(reader.close)
         self._binder.bind_embedding(
             table.tensor.name,
