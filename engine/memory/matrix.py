@@ -30,16 +30,18 @@ def values_of(
 class Slice:
     """Rows `first` to `last` of a matrix in stored dtype; None while its bytes are elsewhere.
 
-    `on_ask`, if there is one, is told before they are handed out, and may have them brought.
+    `on_ask`, if there is one, is told before they are handed out, and may have them brought. One of
+    a stack may be bound to what fetches single rows of it instead.
     """
 
-    __slots__ = ("_stored", "first", "last", "on_ask")
+    __slots__ = ("_fetch", "_stored", "first", "last", "on_ask")
 
     def __init__(self, first: int, last: int) -> None:
         self.first = first
         self.last = last
         self.on_ask: Callable[[], None] | None = None
         self._stored: torch.Tensor | None = None
+        self._fetch: Callable[[int], torch.Tensor] | None = None
 
     @property
     def stored(self) -> torch.Tensor:
@@ -51,13 +53,24 @@ class Slice:
 
     @property
     def is_bound(self) -> bool:
-        return self._stored is not None
+        return self._stored is not None or self._fetch is not None
 
     def bind(self, stored: torch.Tensor) -> None:
         self._stored = stored
 
+    def bind_rows(self, fetch: Callable[[int], torch.Tensor]) -> None:
+        """`fetch(row)` gives one row, counted from the matrix's start, until the slice is unbound."""
+        self._fetch = fetch
+
+    def row(self, row: int) -> torch.Tensor:
+        """Raises what fetching it does."""
+        if self.on_ask is not None:
+            self.on_ask()
+        return self.stored[row - self.first] if self._fetch is None else self._fetch(row)
+
     def unbind(self) -> None:
         self._stored = None
+        self._fetch = None
 
 
 class Sliced:
@@ -92,7 +105,7 @@ class Stack(Sliced):
     def __getitem__(self, expert: int) -> torch.Tensor:
         for part in self.slices:
             if part.first <= expert < part.last:
-                return part.stored[expert - part.first]
+                return part.row(expert)
         raise IndexError(f"expert {expert} of a stack of {self.shape[0]}")
 
 

@@ -5,7 +5,6 @@ into slots. Knows packs, placements and devices; not what is computed.
 import contextlib
 import dataclasses
 import functools
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,21 +14,25 @@ import torch
 
 from engine.errors import EngineError, PackError
 from engine.memory.binding import Binder
+from engine.memory.chosen import ChosenExperts
+from engine.memory.filling import Filler
 from engine.memory.loading import Loader
 from engine.memory.manifest import Pack
 from engine.memory.matrix import Slice, Whole
 from engine.memory.ring import Slot, SlotRing
-from engine.memory.tiers import HostArena, page_aligned, page_floor
+from engine.memory.shapes import num_chosen_experts
+from engine.memory.tiers import HostArena, page_aligned
 from engine.memory.units import Placement, Stage, Unit
 from engine.memory.uses import Uses
 from engine.planning.policy import Policy
+from engine.planning.routing import fetches_chosen
 from engine.timeline import Timeline, Track
 
 
 @dataclasses.dataclass(slots=True)
 class WeightCounters:
-    """What streaming cost so far. `streamed_bytes` are stored bytes of parts that were acquired;
-    `fetched_s` is of fetches, `waited_s` compute time lost to weights not yet there.
+    """What streaming cost so far. `streamed_bytes` are stored bytes of what was fetched of acquired
+    parts; `fetched_s` is of fetches, `waited_s` compute time lost to weights not yet there.
     """
 
     streamed_bytes: int = 0
@@ -49,6 +52,7 @@ class WeightSource(Protocol):
     @property
     def head_stages(self) -> range: ...
     def slices_of(self, stage: int) -> Sequence[Slice]: ...
+    def begin(self, num_tokens: int) -> None: ...
     def acquire(self, stage: int, *, num_forwards: int = 1) -> None: ...
     def release(self, stage: int) -> None: ...
     def rewind(self) -> None: ...
@@ -68,6 +72,9 @@ class StreamedWeights:
     visit. A unit that all slots are too full for, or that has gone already, is read into a spare
     slot, out of turn: twice in that sweep, but from then on the layer's units are fetched as its
     modules came. What fails to be read surfaces where it is waited for. Close it.
+
+    In a sweep whose tokens are sent to few experts, stacks are not fetched ahead: an expert is, when
+    it is asked for. The first units of a sweep, one for each slot, came as the sweep before wanted.
     """
 
     def __init__(
@@ -82,7 +89,6 @@ class StreamedWeights:
         self.counters = WeightCounters()
         self._device = device
         self._timeline = timeline or Timeline()
-        self._copy_stream = _stream(device) if device.type == "cuda" else None
         self._binder = Binder(model, device)
         self._placement = Placement(pack, self._binder, policy, device)
         self._units = self._placement.units
@@ -92,8 +98,8 @@ class StreamedWeights:
         }
         self._order = list(range(len(self._units)))  # the next round's; replaced, never changed
         self._round: list[int] = []  # the order that the ring is at
-        self._unchecked = set(self._order)  # units that were never read
-        self._reading = threading.Lock()
+        self._num_chosen = num_chosen_experts(model.config)
+        self._num_tokens: int | None = None  # of this sweep, once that is known
         self._stage: int | None = None
         self._came: set[int] = set()  # units of the stage that the ring has brought in this visit
         self._held: deque[Slot] = deque()  # in the order of the ring
@@ -103,6 +109,11 @@ class StreamedWeights:
         with contextlib.ExitStack() as undo:
             self._loader = Loader(pack, self._timeline)
             undo.callback(self._loader.close)
+            self._chosen = ChosenExperts(pack, self._timeline, self._count_expert)
+            undo.callback(self._chosen.close)
+            self._filler = Filler(
+                self._placement, self._loader, device=device, timeline=self._timeline
+            )
             slots = self._load(undo, policy.num_slots)
             self._spare = slots.pop() if slots and policy.unit_bytes is not None else None
             self._num_slots = len(slots)
@@ -127,6 +138,10 @@ class StreamedWeights:
             if isinstance(target, Slice)
         ]
 
+    def begin(self, num_tokens: int) -> None:
+        """A sweep of so many tokens begins."""
+        self._num_tokens = num_tokens
+
     def acquire(self, stage: int, *, num_forwards: int = 1) -> None:
         """`num_forwards` will go through the stage before it is released."""
         if not self._stages[stage].units:
@@ -148,6 +163,7 @@ class StreamedWeights:
         while len(self._came) < len(units):  # what no forward asked for comes all the same
             self._advance(self._stages[stage])
             self._give_back_held()
+        self._chosen.clear()
         if self._num_spared:
             learned = self._uses[stage].in_order(self._order[units.start : units.stop])
             self._order = self._order[: units.start] + learned + self._order[units.stop :]
@@ -168,8 +184,7 @@ class StreamedWeights:
 
     def close(self) -> None:
         self._ring.close()
-        if self._copy_stream is not None:
-            self._copy_stream.synchronize()  # its last copies write to slots that are freed next
+        self._filler.close()
         self._undo.close()
 
     # -- within a visit --------------------------------------------------------------------
@@ -220,9 +235,13 @@ class StreamedWeights:
 
     def _bind(self, slot: Slot) -> None:
         unit = self._units[slot.unit]
-        self.counters.streamed_bytes += unit.streamed.stored_bytes
+        self.counters.fetched_s += slot.fetched_s
         for piece, target in zip(unit.streamed.pieces, unit.targets, strict=True):
-            target.bind(unit.streamed.view(piece, slot.bytes))
+            if not slot.in_part or piece not in unit.stacks:
+                self.counters.streamed_bytes += piece.num_bytes
+                target.bind(unit.streamed.view(piece, slot.bytes))
+        if slot.in_part:
+            self._chosen.bind(unit, slot, self._placement.hosted(unit))
 
     def _give_back_held(self, uses: Uses | None = None) -> None:
         """The slots that came first, up to one that `uses` still needs."""
@@ -232,7 +251,7 @@ class StreamedWeights:
                 target.unbind()
             if slot.drained is not None:
                 slot.drained.record(torch.cuda.current_stream(self._device))
-            self._ring.give_back()
+            self._ring.give_back(self._num_tokens)
 
     def _take(self, name: str) -> Slot:
         with self._waiting(name):
@@ -255,11 +274,8 @@ class StreamedWeights:
         self._unbind_spare()
         unit = self._units[index]
         with self._waiting(unit.name):
-            self._read(index, self._spare)
-            if self._copy_stream is not None:
-                self._copy(unit, self._spare)  # on the stream that computes
-                torch.cuda.current_stream(self._device).synchronize()  # the staging is free again
-        self._spare.unit = self._spared = index
+            self._filler.fill_now(self._spare, index)
+        self._spared = index
         self._num_spared += 1
         self._bind(self._spare)
 
@@ -269,62 +285,27 @@ class StreamedWeights:
                 target.unbind()
             self._spared = None
 
-    # -- the fetching side -----------------------------------------------------------------
+    def _count_expert(self, num_bytes: int, waited_s: float) -> None:
+        self.counters.streamed_bytes += num_bytes
+        self.counters.fetched_s += waited_s
+        self.counters.waited_s += waited_s
 
-    def _fill(self, turn: int, slot: Slot) -> None:
-        """From disk through the staging buffer, from host memory directly."""
+    # -- on the ring's thread --------------------------------------------------------------
+
+    def _fill(self, turn: int, slot: Slot, num_tokens: int | None) -> None:
+        """`num_tokens` had the sweep in which the slot was given back."""
         if turn == 0:
             self._round = self._order
-        slot.unit = self._round[turn]
-        started_s = time.perf_counter()
-        if slot.copy is not None:
-            self._finish_copy(slot)  # the staging buffer's last copy has left it
-        self._read(slot.unit, slot)
-        if self._copy_stream is not None:
-            self._start_copy(self._units[slot.unit], slot, self._copy_stream)
-        self.counters.fetched_s += time.perf_counter() - started_s
+        index = self._round[turn]
+        in_part = self._comes_in_part(self._units[index], num_tokens)
+        self._filler.fill(slot, index, in_part=in_part)
 
-    def _read(self, index: int, slot: Slot) -> None:
-        """Two threads may: a reader knows one at a time."""
-        unit = self._units[index]
-        with self._reading:
-            self._loader.read(unit.on_disk, slot.staging, Track.DISK_READ)
-            if index in self._unchecked:
-                self._loader.check(unit.on_disk, slot.staging)
-                self._unchecked.discard(index)
-
-    def _start_copy(self, unit: Unit, slot: Slot, stream: torch.cuda.Stream) -> None:
-        assert slot.started is not None
-        assert slot.filled is not None
-        assert slot.drained is not None
-        with torch.cuda.stream(stream):
-            stream.wait_event(slot.drained)
-            slot.started.record(stream)
-            self._copy(unit, slot)
-            slot.filled.record(stream)
-        slot.copy = unit.name, unit.streamed.num_bytes, time.perf_counter()
-
-    def _copy(self, unit: Unit, slot: Slot) -> None:
-        """To the GPU, on the current stream."""
-        first_page = page_floor(unit.streamed.offset_bytes)
-        for span in (unit.hosted, unit.on_disk):
-            if span.pieces:
-                home = self._placement.hosted(unit) if span is unit.hosted else slot.staging
-                at = span.offset_bytes - first_page
-                target = slot.bytes[at : at + span.num_bytes]
-                target.copy_(span.bytes_in(home.bytes), non_blocking=True)
-
-    def _finish_copy(self, slot: Slot) -> None:
-        assert slot.started is not None
-        assert slot.filled is not None
-        assert slot.copy is not None
-        slot.filled.synchronize()
-        name, num_bytes, issued_s = slot.copy
-        slot.copy = None
-        took_s = slot.started.elapsed_time(slot.filled) / 1000  # the event counts milliseconds
-        self._timeline.add(
-            Track.TO_GPU, name, started_s=issued_s, ended_s=issued_s + took_s, num_bytes=num_bytes
-        )
+    def _comes_in_part(self, unit: Unit, num_tokens: int | None) -> bool:
+        """Whether so many tokens are sent to few of the unit's experts."""
+        if num_tokens is None or self._num_chosen is None or not unit.stacks:
+            return False
+        num_experts = min(stack.tensor.shape[0] for stack in unit.stacks)
+        return fetches_chosen(num_experts, self._num_chosen, num_tokens)
 
     # -- setting up ------------------------------------------------------------------------
 
@@ -372,7 +353,3 @@ def _converted_wholes(unit: Unit) -> list[tuple[Whole, int]]:
         for piece, target in zip(unit.streamed.pieces, unit.targets, strict=True)
         if isinstance(target, Whole) and target.dtype != piece.tensor.dtype
     ]
-
-
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
