@@ -134,14 +134,17 @@ class Placement:
         return self._part([piece], split or Split.on(self._policy.compute, piece.num_bytes))
 
     def _add_layer(self, name: str, parts: Parts) -> None:
-        """As one unit, or in stretches that fit the policy's; a whole tensor is computed from whole."""
-        streamed = parts.hosted + parts.on_disk
-        kinds = {piece.tensor.name: self._binder.kinds[piece.tensor.name] for piece in streamed}
-        stretches = [parts] if streamed else []
-        if self._policy.unit_bytes is not None and Kind.WHOLE not in kinds.values():
-            stacks = {each for each, kind in kinds.items() if kind is Kind.STACK}
-            stretches = cut_stretches(parts, self._policy.unit_bytes, stacks=stacks)
+        """As one unit, if it fits the policy's or cannot be computed with in parts; or cut."""
+        streamed = Span(parts.hosted + parts.on_disk)
+        names = {piece.tensor.name for piece in streamed.pieces}
+        stretches = [parts] if streamed.pieces else []
+        most_bytes = self._policy.unit_bytes or streamed.num_bytes
+        if streamed.num_bytes > most_bytes and not names & self._of_kind(Kind.WHOLE):
+            stretches = cut_stretches(parts, most_bytes, stacks=names & self._of_kind(Kind.STACK))
         self._add_stage(name, stretches)
+
+    def _of_kind(self, kind: Kind) -> set[str]:
+        return {name for name, each in self._binder.kinds.items() if each is kind}
 
     def _add_stage(self, name: str, stretches: Sequence[Parts]) -> None:
         first = len(self.units)

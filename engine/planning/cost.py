@@ -65,14 +65,17 @@ def activation_bytes(
 ) -> int:
     """What a sweep holds beside weights and KV, at 4 bytes an element.
 
-    Of every token of the sweep its hidden state, residual and position; of one micro-batch the
-    attention's and the MLP's intermediates; of every row its logits.
+    Of every token of the sweep its hidden state, residual and position. Beside them, of one
+    micro-batch the attention's intermediates, then the MLP's; and when layers are through, of every
+    row its logits, and what sampling copies of them.
     """
     tokens = sweep_tokens + block_rows
     carried = 4 * tokens * shape.hidden_size
-    widest = min(tokens, micro_batch_tokens) * (8 * shape.hidden_size + 3 * shape.intermediate_size)
+    widest = min(tokens, micro_batch_tokens) * max(
+        8 * shape.hidden_size, 2 * shape.hidden_size + 3 * shape.intermediate_size
+    )
     logits = (2 if shape.scales_logits else 1) * block_rows * shape.vocab_size
-    return 4 * (carried + widest + logits) + SAMPLING_BYTES
+    return 4 * carried + max(4 * widest, 4 * logits + SAMPLING_BYTES)
 
 
 def fixed_bytes(
