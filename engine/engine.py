@@ -11,6 +11,8 @@ from typing import Any, Final, Self
 import torch
 
 from engine.compute.attention import ATTENTION_NAME, AttentionContext, attach
+from engine.compute.ceilings import ceilings_of
+from engine.compute.dtypes import compute_dtype_of
 from engine.compute.experts import EXPERTS_NAME
 from engine.compute.fetched import Fetched
 from engine.compute.head import gated_head
@@ -22,7 +24,6 @@ from engine.compute.skeleton import build_skeleton, decoder_layers
 from engine.config import Budgets, Completion, FinishReason, Prompt
 from engine.context import max_context_tokens
 from engine.errors import PackError, PromptError
-from engine.memory.ceilings import ceilings_of
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.kv_cache import KVCache, KVShape
 from engine.memory.manifest import Pack
@@ -129,6 +130,7 @@ class Engine:
         *,
         budgets: Budgets,
         policy: Policy | PolicyMaker,
+        compute_dtype: str | None = None,
         progress: Progress | None = None,
         timeline: Timeline | None = None,
         call_log: Path | None = None,
@@ -136,10 +138,11 @@ class Engine:
     ) -> Self:
         """Open, plan, pack if need be, place and bind. `policy` is one, or plans one from the shape.
 
+        `compute_dtype` is one of `COMPUTE_DTYPES`; None is float32 on a CPU, as stored on a GPU.
         `announce` is told what packing will cost, before it starts. `timeline` gets every span and
         is closed with the engine; `call_log` is a file that grows by a JSON line for each call and
         sweep. A pack found damaged is written anew, once. Raises EngineError: CheckpointError,
-        UnsupportedModelError, BudgetError (before a byte is written), PackError.
+        UnsupportedModelError, ComputeDtypeError, BudgetError (before a byte is written), PackError.
         """
         opened = open_checkpoint(checkpoint)
         load = functools.partial(
@@ -147,6 +150,7 @@ class Engine:
             opened,
             budgets=budgets,
             policy=policy,
+            compute_dtype=compute_dtype,
             progress=progress,
             timeline=timeline or Timeline(),
             call_log=call_log,
@@ -164,12 +168,15 @@ class Engine:
         *,
         budgets: Budgets,
         policy: Policy | PolicyMaker,
+        compute_dtype: str | None,
         progress: Progress | None,
         timeline: Timeline,
         call_log: Path | None,
         announce: Announce | None,
     ) -> Self:
-        dtype = torch.float32 if not budgets.gpu_bytes else opened.stored_dtype
+        dtype = compute_dtype_of(
+            compute_dtype, stored=opened.stored_dtype, on_gpu=budgets.gpu_bytes > 0
+        )
         model = build_skeleton(
             opened.config, attention=ATTENTION_NAME, experts=EXPERTS_NAME, dtype=dtype
         )
