@@ -190,3 +190,11 @@ def test_what_is_of_no_use_is_refused_by_name(tmp_path: Path, asked: str, reason
     budgets = Budgets(gpu_bytes=0, host_bytes=GIB, disk_bytes=GIB, spill_dir=tmp_path)
     with pytest.raises(ComputeDtypeError, match=reason):
         Engine.load(source, budgets=budgets, policy=streaming(1.0), compute_dtype=asked)
+
+
+def test_a_policy_for_another_dtype_is_refused(tmp_path: Path) -> None:
+    source = write_tiny_model(tmp_path / "model", "llama")
+    budgets = Budgets(gpu_bytes=0, host_bytes=GIB, disk_bytes=GIB, spill_dir=tmp_path)
+    policy = streaming(1.0, compute_dtype="float32")
+    with pytest.raises(ComputeDtypeError, match="in float32, the model in bfloat16"):
+        Engine.load(source, budgets=budgets, policy=policy, compute_dtype="bfloat16")
