@@ -25,18 +25,21 @@ Fetched = Callable[[int, float], None]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Stack:
-    """A streamed stack, the slot of its unit, and the span that it reaches `home` in."""
+    """A streamed stack, the slot of its unit, and the span that it reaches `home` in; `here` are the
+    experts that have been fetched.
+    """
 
     piece: Piece
     unit: Unit
     slot: Slot
     span: Span
     home: HostBuffer
+    here: set[int] = dataclasses.field(default_factory=set)
 
 
 class ChosenExperts:
-    """Of one unit at a time, between `bind` and `clear`. An expert that several micro-batches choose
-    is fetched once. Not thread-safe. Close it.
+    """From `bind` until the unit's slices are unbound an expert is fetched once, however many
+    micro-batches choose it. Not thread-safe. Close it.
 
     `fetched` is told each expert's bytes and the seconds that compute waited for them.
     """
@@ -46,8 +49,7 @@ class ChosenExperts:
         self._loader: Loader | None = None  # its files are opened where any expert is fetched so
         self._timeline = timeline
         self._tell = fetched
-        self._here: set[tuple[str, int]] = set()  # by the stack's name and the expert
-        self._checked: set[tuple[str, int]] = set()
+        self._checked: set[tuple[str, int]] = set()  # by the stack's name and the expert
         self._chunks: dict[str, TouchedChunks] = {}  # of each stack, by its name
 
     def bind(self, unit: Unit, slot: Slot, hosted: HostBuffer | None) -> None:
@@ -62,18 +64,14 @@ class ChosenExperts:
                 stack = _Stack(piece=piece, unit=unit, slot=slot, span=span, home=home)
                 target.bind_rows(functools.partial(self._expert, stack))
 
-    def clear(self) -> None:
-        self._here.clear()
-
     def close(self) -> None:
         if self._loader is not None:
             self._loader.close()
 
     def _expert(self, stack: _Stack, expert: int) -> torch.Tensor:
         """(rows, columns), as stored, on the compute tier. Raises EngineError."""
-        key = stack.piece.tensor.name, expert
         one = dataclasses.replace(stack.piece, first=expert, last=expert + 1)
-        if key not in self._here:
+        if expert not in stack.here:
             name = f"expert {expert} of {stack.unit.name}"
             started_s = time.perf_counter()
             try:
@@ -83,7 +81,7 @@ class ChosenExperts:
             ended_s = time.perf_counter()
             self._timeline.add(Track.WAIT, name, started_s=started_s, ended_s=ended_s)
             self._tell(one.num_bytes, ended_s - started_s)
-            self._here.add(key)
+            stack.here.add(expert)
         return stack.unit.streamed.view(one, stack.slot.bytes).view(one.tensor.shape[1:])
 
     def _fetch(self, stack: _Stack, one: Piece) -> None:
