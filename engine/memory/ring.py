@@ -29,16 +29,17 @@ class Slot:
         self.filled: torch.cuda.Event | None = _event(timing=True) if on_gpu else None
         self.drained: torch.cuda.Event | None = _event(timing=False) if on_gpu else None
         self.copy: tuple[str, int, float] | None = None  # what is on its way: name, bytes, since
-        self.unit = -1  # what it was last filled with
-        self.in_part = False  # whether that lacks what is fetched later
+        self.num_tokens: int | None = None  # of the sweep that gave it back last
+        self.unit = -1  # what it was then filled with
+        self.in_part = False  # whether without stacks
         self.fetched_s = 0.0  # what that took
 
 
 class SlotRing:
-    """`fill(turn, slot, note)` runs on a thread of the ring for unit after unit, around and around, as
+    """`fill(turn, slot)` runs on a thread of the ring for unit after unit, around and around, as
     slots are given back; without `ahead` only when `take` asks. `turn` counts from 0 in each round:
-    which unit comes then, `fill` knows. `note` is what `give_back` was told. What `fill` raises
-    surfaces in `take`, now and ever after. Close it.
+    which unit comes then, `fill` knows. What it raises surfaces in `take`, now and ever after.
+    Close it.
     """
 
     def __init__(
@@ -46,16 +47,14 @@ class SlotRing:
         slots: Sequence[Slot],
         *,
         num_units: int,
-        fill: Callable[[int, Slot, int | None], None],
+        fill: Callable[[int, Slot], None],
         ahead: bool = True,
     ) -> None:
         self._wanted = None if ahead else threading.Semaphore(0)
         self._slots = slots
         self._num_units = num_units
         self._fill = fill
-        self._free: queue.Queue[int | None] = queue.Queue()  # a note for each free slot
-        for _ in slots:
-            self._free.put(None)
+        self._free = threading.Semaphore(len(slots))
         self._filled: queue.Queue[Slot | BaseException] = queue.Queue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="freight-weights", daemon=True)
@@ -72,13 +71,13 @@ class SlotRing:
             raise found
         return found
 
-    def give_back(self, note: int | None = None) -> None:
+    def give_back(self) -> None:
         """The slot taken first of those not given back yet may be filled again."""
-        self._free.put(note)
+        self._free.release()
 
     def close(self) -> None:
         self._stop.set()
-        self._free.put(None)
+        self._free.release()
         if self._wanted is not None:
             self._wanted.release()
         if self._thread.is_alive():
@@ -90,11 +89,11 @@ class SlotRing:
             for turn in itertools.count():
                 if self._wanted is not None:
                     self._wanted.acquire()
-                note = self._free.get()
+                self._free.acquire()
                 if self._stop.is_set():
                     return
                 slot = self._slots[turn % len(self._slots)]
-                self._fill(turn % self._num_units, slot, note)
+                self._fill(turn % self._num_units, slot)
                 self._filled.put(slot)
         except BaseException as error:  # noqa: BLE001  # handed over: `take` raises it
             self._filled.put(error)

@@ -163,7 +163,6 @@ class StreamedWeights:
         while len(self._came) < len(units):  # what no forward asked for comes all the same
             self._advance(self._stages[stage])
             self._give_back_held()
-        self._chosen.clear()
         if self._num_spared:
             learned = self._uses[stage].in_order(self._order[units.start : units.stop])
             self._order = self._order[: units.start] + learned + self._order[units.stop :]
@@ -251,7 +250,8 @@ class StreamedWeights:
                 target.unbind()
             if slot.drained is not None:
                 slot.drained.record(torch.cuda.current_stream(self._device))
-            self._ring.give_back(self._num_tokens)
+            slot.num_tokens = self._num_tokens
+            self._ring.give_back()
 
     def _take(self, name: str) -> Slot:
         with self._waiting(name):
@@ -292,12 +292,11 @@ class StreamedWeights:
 
     # -- on the ring's thread --------------------------------------------------------------
 
-    def _fill(self, turn: int, slot: Slot, num_tokens: int | None) -> None:
-        """`num_tokens` had the sweep in which the slot was given back."""
+    def _fill(self, turn: int, slot: Slot) -> None:
         if turn == 0:
             self._round = self._order
         index = self._round[turn]
-        in_part = self._comes_in_part(self._units[index], num_tokens)
+        in_part = self._comes_in_part(self._units[index], slot.num_tokens)
         self._filler.fill(slot, index, in_part=in_part)
 
     def _comes_in_part(self, unit: Unit, num_tokens: int | None) -> bool:
