@@ -29,15 +29,17 @@ class Slot:
         self.filled: torch.cuda.Event | None = _event(timing=True) if on_gpu else None
         self.drained: torch.cuda.Event | None = _event(timing=False) if on_gpu else None
         self.copy: tuple[str, int, float] | None = None  # what is on its way: name, bytes, since
-        self.fetched_s = 0.0  # what its last filling took
         self.num_tokens: int | None = None  # of the sweep that gave it back last
-        self.in_part = False  # whether it was then filled without stacks
+        self.unit = -1  # what it was then filled with
+        self.in_part = False  # whether without stacks
+        self.fetched_s = 0.0  # what that took
 
 
 class SlotRing:
-    """`fill(unit, slot)` runs on a thread of the ring for unit after unit, around and around, as
-    slots are given back; without `ahead` only when `take` asks. What it raises surfaces in `take`,
-    now and ever after. Close it.
+    """`fill(turn, slot)` runs on a thread of the ring for unit after unit, around and around, as
+    slots are given back; without `ahead` only when `take` asks. `turn` counts from 0 in each round:
+    which unit comes then, `fill` knows. What it raises surfaces in `take`, now and ever after.
+    Close it.
     """
 
     def __init__(
@@ -53,14 +55,14 @@ class SlotRing:
         self._num_units = num_units
         self._fill = fill
         self._free = threading.Semaphore(len(slots))
-        self._filled: queue.Queue[tuple[int, Slot] | BaseException] = queue.Queue()
+        self._filled: queue.Queue[Slot | BaseException] = queue.Queue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="freight-weights", daemon=True)
         if num_units:
             self._thread.start()
 
-    def take(self) -> tuple[int, Slot]:
-        """The next unit in order and the slot that holds it, once it does. Raises what `fill` did."""
+    def take(self) -> Slot:
+        """The slot that holds the next unit, once it does. Raises what `fill` did."""
         if self._wanted is not None:
             self._wanted.release()
         found = self._filled.get()
@@ -90,10 +92,9 @@ class SlotRing:
                 self._free.acquire()
                 if self._stop.is_set():
                     return
-                unit = turn % self._num_units
                 slot = self._slots[turn % len(self._slots)]
-                self._fill(unit, slot)
-                self._filled.put((unit, slot))
+                self._fill(turn % self._num_units, slot)
+                self._filled.put(slot)
         except BaseException as error:  # noqa: BLE001  # handed over: `take` raises it
             self._filled.put(error)
 

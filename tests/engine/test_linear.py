@@ -220,21 +220,22 @@ class Tiles:
 
     def __init__(self, weight: torch.Tensor, slices: Sequence[Slice]) -> None:
         self.counters = WeightCounters()
-        self.head_units = range(4, 4 + len(slices))
+        self.head_stages = range(4, 4 + len(slices))
         self.visits: list[int] = []
         self._weight = weight
         self._slices = slices
 
-    def slices_of(self, unit: int) -> Sequence[Slice]:
-        return [self._slices[unit - 4]]
+    def slices_of(self, stage: int) -> Sequence[Slice]:
+        return [self._slices[stage - 4]]
 
-    def acquire(self, unit: int) -> None:
-        self.visits.append(unit)
-        [part] = self.slices_of(unit)
+    def acquire(self, stage: int, *, num_forwards: int = 1) -> None:
+        assert num_forwards == 1
+        self.visits.append(stage)
+        [part] = self.slices_of(stage)
         part.bind(self._weight[part.first : part.last])
 
-    def release(self, unit: int) -> None:
-        self.slices_of(unit)[0].unbind()
+    def release(self, stage: int) -> None:
+        self.slices_of(stage)[0].unbind()
 
     def begin(self, num_tokens: int) -> None: ...
     def rewind(self) -> None: ...
