@@ -22,11 +22,29 @@ _DEVICES: Final = {Tier.GPU: "gpu", Tier.CPU: "cpu", Tier.DISK: "cpu"}
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What is computed, and on what: the three that a cost is of."""
+    """What is computed, and on what: the three that a cost is of.
+
+    `kinds[i]` is the first layer that costs what layer i does, wherever the two lie.
+    """
 
     shape: ModelShape
     work: Work
     hardware: Hardware
+    kinds: tuple[int, ...] = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        work = self.work
+        figures = zip(
+            self.shape.layers,
+            work.matrix_elements,
+            work.expert_elements,
+            work.windows,
+            work.layer_kv_bytes,
+            strict=True,
+        )
+        first: dict[object, int] = {}
+        kinds = tuple(first.setdefault(each, layer) for layer, each in enumerate(figures))
+        object.__setattr__(self, "kinds", kinds)
 
 
 def disk_read_s(hardware: Hardware, num_bytes: float, *, unit_bytes: float) -> float:

@@ -155,15 +155,7 @@ def _layer_s(terms: Mapping[str, float], disk_kv_s: float, num_micro_batches: in
 
 
 def _grouped(model: Model, policy: Policy) -> list[_Alike]:
-    groups: dict[object, list[int]] = {}
-    work = model.work
-    for layer, (tensors, split) in enumerate(
-        zip(model.shape.layers, policy.layer_splits, strict=True)
-    ):
-        of_layer = (work.matrix_elements, work.expert_elements, work.windows, work.layer_kv_bytes)
-        key = (tensors, split, *(figures[layer] for figures in of_layer))
-        groups.setdefault(key, []).append(layer)
-    return [
-        _Alike(layers=tuple(layers), split=policy.layer_splits[layers[0]])
-        for layers in groups.values()
-    ]
+    groups: dict[tuple[int, Split], list[int]] = {}
+    for layer, (kind, split) in enumerate(zip(model.kinds, policy.layer_splits, strict=True)):
+        groups.setdefault((kind, split), []).append(layer)
+    return [_Alike(layers=tuple(layers), split=split) for (_, split), layers in groups.items()]

@@ -30,6 +30,9 @@ from engine.planning.sweep import Sweep
 _MOST_ROUNDS: Final = 6
 _RELATIVE_GAP: Final = 1e-4
 _MOST_NODES: Final = 400
+_SPARE_SHARE: Final = 0.25
+"""Of the pages that keys and values take in steady state, as many more where they are left over."""
+
 _HEAD_FIRST: Final = 1e-3
 """Of a byte's seconds less for the head: what streams of it has the least compute to hide behind."""
 
@@ -92,10 +95,22 @@ class Program:
             peaks = peak_bytes(self._model.shape, policy)
             over = {tier: peaks[tier] - limit for tier, limit in self._limits.items()}
             if max(over.values()) <= 0:
-                return policy
+                return self._with_spare_pages(policy, over)
             for tier, missing in over.items():
                 limits[tier] -= max(0, missing)
         return None
+
+    def _with_spare_pages(self, policy: Policy, over: dict[Tier, int]) -> Policy:
+        """Of what is left of a tier that has keys and values, some for them: rows are uneven."""
+        page_bytes = KV_PAGE_TOKENS * self._model.shape.kv_bytes_per_token
+        spare = {
+            tier: min(-over[tier], int(policy.kv[tier] * _SPARE_SHARE)) // page_bytes * page_bytes
+            for tier in Tier
+        }
+        return dataclasses.replace(
+            policy,
+            kv=Split(**{f"{tier}_bytes": policy.kv[tier] + spare[tier] for tier in Tier}),
+        )
 
     def least_seconds(self, candidate: Candidate) -> float:
         """Of a sweep, wherever things lie: what is computed is computed."""
@@ -160,6 +175,7 @@ class _Table:
         self.limits: list[float] = []
         self.integral = [1] * self._slot + [0, 0]
         self.most = self._most()
+        self._lanes = self._lane_seconds()
         self._add_budgets(limits)
         self._add_splits()
         self._add_kv()
@@ -252,10 +268,10 @@ class _Table:
 
     def _add_lanes(self) -> None:
         """Each lane's seconds, less what the sweep takes, are at most 0."""
-        for constant, coefficients in self._lanes():
+        for constant, coefficients in self._lanes:
             self._row({**coefficients, self._time: -1.0}, -constant)
 
-    def _lanes(self) -> list[tuple[float, dict[int, float]]]:
+    def _lane_seconds(self) -> list[tuple[float, dict[int, float]]]:
         """(seconds whatever is placed where, seconds by column) of each lane."""
         model, base, load = self._model, self._candidate.base, self._candidate.load
         everywhere = Sweep(model, base).terms(load, kept_tokens=0.0)
@@ -318,7 +334,7 @@ class _Table:
         """
         values = [0.0] * self.width
         values[self._time] = 1.0
-        for _, coefficients in self._lanes():
+        for _, coefficients in self._lanes:
             for column, value in coefficients.items():
                 values[column] += 1e-3 * value
         for index, group in enumerate(self._groups):
