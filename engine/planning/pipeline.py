@@ -1,5 +1,6 @@
 """How long a sweep takes whose units are fetched into slots ahead of compute; knows seconds only."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,8 +13,8 @@ class UnitTimes(NamedTuple):
     compute_s: float
 
 
-_SETTLING_SWEEPS = 2
-"""Before the order repeats itself: a ring of slots forgets where it began within a turn."""
+_SETTLING_TURNS = 3
+"""Of the ring, and sweeps at least, before the order repeats itself; then one turn is averaged."""
 
 
 def sweep_seconds(units: Sequence[UnitTimes], *, num_slots: int, overlap: bool) -> float:
@@ -26,11 +27,14 @@ def sweep_seconds(units: Sequence[UnitTimes], *, num_slots: int, overlap: bool) 
     """
     if not overlap:
         return sum(unit.read_s + unit.copy_s + unit.compute_s for unit in units)
-    read_end = copy_end = compute_end = swept = 0.0
+    streamed = sum(1 for unit in units if unit.read_s or unit.copy_s)
+    turn = max(1, math.ceil(num_slots / max(1, streamed)))  # sweeps
+    read_end = copy_end = compute_end = settled = 0.0
     copied: list[float] = []
     drained: list[float] = []
-    for _ in range(_SETTLING_SWEEPS + 1):
-        swept = compute_end
+    for sweep in range((_SETTLING_TURNS + 1) * turn):
+        if sweep == _SETTLING_TURNS * turn:
+            settled = compute_end
         for unit in units:
             if unit.read_s or unit.copy_s:
                 behind = len(copied) - num_slots
@@ -38,10 +42,12 @@ def sweep_seconds(units: Sequence[UnitTimes], *, num_slots: int, overlap: bool) 
                 left = copied[behind] if behind >= 0 else 0.0
                 # Without a copy the slot itself is read into; with one, its staging buffer.
                 read_end = max(read_end, left if unit.copy_s else free) + unit.read_s
-                copy_end = max(read_end, copy_end, free) + unit.copy_s if unit.copy_s else read_end
-                compute_end = max(compute_end, copy_end) + unit.compute_s
-                copied.append(copy_end)
+                there = read_end
+                if unit.copy_s:
+                    there = copy_end = max(read_end, copy_end, free) + unit.copy_s
+                compute_end = max(compute_end, there) + unit.compute_s
+                copied.append(there)
                 drained.append(compute_end)
             else:
                 compute_end += unit.compute_s
-    return compute_end - swept
+    return (compute_end - settled) / turn

@@ -50,12 +50,12 @@ class Sweep:
         model, policy = self._model, self._policy
         shares = roofline.kv_shares(model, policy, kept_tokens)
         per_layer = [self._layer(load, shares, each) for each in self._alike]
-        total: collections.Counter[str] = collections.Counter()
+        total: dict[str, float] = collections.defaultdict(float)
         for each, terms in zip(self._alike, per_layer, strict=True):
             for name, value in terms.items():
                 total[name] += value * len(each.layers)
-        last = self._last(load)
-        total.update(last)
+        for name, value in self._last(load).items():
+            total[name] += value
         total["kv_disk_s"] += roofline.kv_disk_s(model, policy, load, shares[Tier.DISK])
         total["store_s"] += roofline.disk_store_s(model, load, shares[Tier.DISK])
         tiles = [self._times(tile) for tile in self._tiles]

@@ -108,10 +108,10 @@ def _what_lacks(model: Model, budgets: Budgets, wishes: Wishes) -> str:
     if lacking <= 0:
         tier, lacking = compute, max(1, *shape.layer_bytes)
     return (
-        f"the {tier} tier has {limits[tier]:,} bytes, and the smallest plan, "
-        f"{least.base.block_rows} rows of at most {least.kept_tokens:,} cached tokens with all "
-        f"weights streamed, needs {limits[tier] + lacking:,} bytes: {lacking:,} bytes more would "
-        f"do, or shorter rows"
+        f"the {tier} tier needs {limits[tier] + lacking:,} bytes under the smallest plan and its "
+        f"budget is {limits[tier]:,} bytes: {lacking:,} bytes more would do for "
+        f"{least.base.block_rows} rows, {least.kept_tokens:,} cached tokens and all weights "
+        f"streamed, or shorter rows"
     )
 
 
