@@ -265,7 +265,11 @@ def test_what_was_planned_is_what_runs(tmp_path: Path, name: str) -> None:
         found = {completion.key: completion for completion in engine.generate(prompts)}
         report = engine.report()
     assert engine.policy.streamed_bytes > 0
-    assert report.weights_streamed_bytes == report.num_sweeps * engine.policy.streamed_bytes
+    most_bytes = report.num_sweeps * engine.policy.streamed_bytes
+    if name == "mixtral":  # a sweep of few tokens fetches the experts that they are sent to
+        assert 0 < report.weights_streamed_bytes <= most_bytes
+    else:
+        assert report.weights_streamed_bytes == most_bytes
     oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for prompt in prompts:
         assert found[prompt.key].token_ids == oracle_answer(oracle, prompt)[0], prompt.key
