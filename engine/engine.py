@@ -21,7 +21,8 @@ from engine.compute.routes import Beside, Here, Route
 from engine.compute.skeleton import build_skeleton, decoder_layers
 from engine.config import Budgets, Completion, FinishReason, Prompt
 from engine.context import max_context_tokens
-from engine.errors import PackError, PromptError
+from engine.errors import GrammarError, PackError, PromptError
+from engine.grammar import Grammars, Matcher
 from engine.memory.ceilings import ceilings_of
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.kv_cache import KVCache, KVShape
@@ -76,6 +77,9 @@ class Engine:
         self.tokenizer = tokenizer
         self._eos_token_ids = frozenset((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids))
         self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
+        self._grammars = Grammars(
+            tokenizer, vocab_size=self._vocab_size, eos_token_ids=sorted(self._eos_token_ids)
+        )
         self._recorder = recorder
         device = _device(policy.compute)
         layers = decoder_layers(model)
@@ -243,13 +247,15 @@ class Engine:
                 code="invalid_value",
                 param="prompt",
             )
+        self._matcher(prompt)
 
     def submit(self, prompt: Prompt) -> None:
         """Let the prompt's rows wait for places in the block. Raises PromptError."""
         self.check(prompt)
         limit = len(prompt.token_ids) + prompt.sampling.max_tokens
         for index in range(prompt.sampling.n):
-            self._block.add(Row(prompt=prompt, index=index, limit_tokens=limit))
+            matcher = self._matcher(prompt)
+            self._block.add(Row(prompt=prompt, index=index, limit_tokens=limit, matcher=matcher))
         self._recorder.submitted(prompt)
 
     def cancel(self, key: str) -> None:
@@ -321,8 +327,28 @@ class Engine:
     ) -> None:
         self.close()
 
+    def _matcher(self, prompt: Prompt) -> Matcher | None:
+        """A new one, if the prompt has a grammar. Raises PromptError if it cannot be honoured."""
+        grammar = prompt.sampling.grammar
+        if grammar is None:
+            return None
+        try:
+            return self._grammars.matcher(grammar)
+        except GrammarError as error:
+            raise PromptError(
+                f"Invalid 'response_format': {error}.",
+                code="invalid_value",
+                param="response_format",
+            ) from error
+
     def _reason_to_end(self, row: Row, token: int) -> FinishReason | None:
-        sampling = row.prompt.sampling
+        sampling, matcher = row.prompt.sampling, row.matcher
+        if matcher is not None:
+            matcher.follow(row.generated)
+            if matcher.fault is not None:
+                return FinishReason.FAULT
+            if matcher.is_complete():
+                return FinishReason.STOP
         if self._ends(row, token):
             return FinishReason.STOP
         if sampling.stop and len(row.generated) >= sampling.min_tokens and self._stops(row):
@@ -366,6 +392,7 @@ class Engine:
             finish_reason=reason,
             num_prompt_tokens=len(row.prompt.token_ids),
             num_generated=len(row.generated),
+            num_cached_tokens=max(0, row.num_found),
             logprobs=tuple(row.logprobs[:num_kept]) if asked else None,
         )
 
