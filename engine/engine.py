@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import torch
 
@@ -19,7 +19,7 @@ from engine.compute.linear import attach_multiplier
 from engine.compute.lockstep import gate_layers
 from engine.compute.routes import Beside, Here, Route
 from engine.compute.skeleton import build_skeleton, decoder_layers
-from engine.config import Budgets, Completion, FinishReason, Prompt
+from engine.config import Budgets, Completion, Prompt
 from engine.context import max_context_tokens
 from engine.errors import GrammarError, PackError, PromptError
 from engine.grammar import Grammars, Matcher
@@ -38,6 +38,7 @@ from engine.planning.policy import Policy, Tier
 from engine.planning.shape import ModelShape
 from engine.sweep.block import Block
 from engine.sweep.call_log import CallLog
+from engine.sweep.endings import Endings
 from engine.sweep.executor import Executor
 from engine.sweep.micro_batches import MicroBatches
 from engine.sweep.recorder import Recorder
@@ -48,10 +49,6 @@ from engine.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
 PolicyMaker = Callable[[ModelShape, Budgets], Policy]
-
-
-_STOP_MARGIN_TOKENS: Final = 8
-"""Beyond one token for each byte of a stop string: tokens that decode to nothing on their own."""
 
 
 class Engine:
@@ -77,6 +74,7 @@ class Engine:
         self.tokenizer = tokenizer
         self._eos_token_ids = frozenset((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids))
         self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
+        self._endings = Endings(tokenizer, eos_token_ids=self._eos_token_ids)
         self._grammars = Grammars(
             tokenizer, vocab_size=self._vocab_size, eos_token_ids=sorted(self._eos_token_ids)
         )
@@ -278,7 +276,7 @@ class Engine:
         with self._recorder.sweeping(shares):
             tokens = self._executor.run(shares)
             completions = self._block.finish(
-                shares, tokens, is_end=self._reason_to_end, complete=self._complete
+                shares, tokens, is_end=self._endings.reason, complete=self._endings.complete
             )
         self._recorder.swept(
             shares,
@@ -340,61 +338,6 @@ class Engine:
                 code="invalid_value",
                 param="response_format",
             ) from error
-
-    def _reason_to_end(self, row: Row, token: int) -> FinishReason | None:
-        sampling, matcher = row.prompt.sampling, row.matcher
-        if matcher is not None:
-            matcher.follow(row.generated)
-            if matcher.fault is not None:
-                return FinishReason.FAULT
-            if matcher.is_complete():
-                return FinishReason.STOP
-        if self._ends(row, token):
-            return FinishReason.STOP
-        if sampling.stop and len(row.generated) >= sampling.min_tokens and self._stops(row):
-            return FinishReason.STOP
-        if row.num_tokens >= row.limit_tokens:
-            return FinishReason.LENGTH
-        return None
-
-    def _ends(self, row: Row, token: int) -> bool:
-        return token in row.prompt.sampling.end_token_ids(self._eos_token_ids)
-
-    def _stops(self, row: Row) -> bool:
-        """Whether a stop string has just become whole: only the tail can have changed."""
-        stop = row.prompt.sampling.stop
-        tail = (
-            max(len(text.encode("utf-8", "surrogatepass")) for text in stop) + _STOP_MARGIN_TOKENS
-        )
-        text = self.tokenizer.decode(row.generated[-tail:])
-        if not any(word in text for word in stop):
-            return False
-        return self._stop_at(row, self.tokenizer.decode(row.generated)) is not None
-
-    def _stop_at(self, row: Row, text: str) -> int | None:
-        """Where the first stop string begins; one that was whole before `min_tokens` is only text."""
-        sampling = row.prompt.sampling
-        before = self.tokenizer.decode(row.generated[: max(0, sampling.min_tokens - 1)])
-        found = (text.find(word, max(0, len(before) + 1 - len(word))) for word in sampling.stop)
-        return min((at for at in found if at >= 0), default=None)
-
-    def _complete(self, row: Row, reason: FinishReason) -> Completion:
-        num_kept = len(row.generated) - self._ends(row, row.generated[-1])
-        token_ids = row.generated[:num_kept]
-        text = self.tokenizer.decode(token_ids)
-        end = self._stop_at(row, text) if reason is FinishReason.STOP else None
-        asked = row.prompt.sampling.logprobs is not None
-        return Completion(
-            key=row.prompt.key,
-            index=row.index,
-            token_ids=tuple(token_ids),
-            text=text[:end],
-            finish_reason=reason,
-            num_prompt_tokens=len(row.prompt.token_ids),
-            num_generated=len(row.generated),
-            num_cached_tokens=max(0, row.num_found),
-            logprobs=tuple(row.logprobs[:num_kept]) if asked else None,
-        )
 
 
 def _caches(shapes: Sequence[KVShape], policy: Policy, spill_dir: Path) -> list[KVCache]:
