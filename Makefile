@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 MODEL  := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo serve model test slow gpu coverage-models docs-models bench bench-peers bench-offload fmt lint types imports tests lock clean
+.PHONY: setup demo serve model test slow gpu coverage-models docs-models docs-bodies bench bench-peers bench-offload fmt lint types imports tests lock clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
@@ -73,6 +73,10 @@ coverage-models: setup
 # The page of what runs and what is refused, as the engine says; the target above shows it is true.
 docs-models: setup
 	$(BIN)/python -m tests.support.models_page docs/models.md
+
+# The page of what a line's body may ask, as the table in the code says.
+docs-bodies: setup
+	$(BIN)/python -m tests.support.bodies_page docs/api-bodies.md
 
 # Each prints a table; docs/benchmarks.md has the last ones. Nothing else should run meanwhile.
 bench: setup model bench-peers

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +75,9 @@ class Engine:
         self.tokenizer = tokenizer
         self._eos_token_ids = frozenset((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids))
         self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
+        dtypes = sorted({str(each.dtype) for group in pack.groups for each in group.tensors})
+        self.fingerprint = fingerprint_of(checkpoint.identity, policy.compute_dtype, *dtypes)
+        """Changes with all that may change an answer: weights, their dtypes, that of the arithmetic."""
         self._endings = Endings(tokenizer, eos_token_ids=self._eos_token_ids)
         self._grammars = Grammars(
             tokenizer, vocab_size=self._vocab_size, eos_token_ids=sorted(self._eos_token_ids)
@@ -338,6 +342,10 @@ class Engine:
                 code="invalid_value",
                 param="response_format",
             ) from error
+
+
+def fingerprint_of(*facts: str) -> str:
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
 
 
 def _caches(shapes: Sequence[KVShape], policy: Policy, spill_dir: Path) -> list[KVCache]:

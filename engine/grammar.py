@@ -4,9 +4,10 @@ The grammars are llguidance's: a JSON schema, or its own dialect of Lark.
 """
 
 import collections
+import functools
 import json
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,6 @@ from llguidance import LLMatcher, LLTokenizer
 
 from engine.config import Grammar, GrammarKind
 from engine.errors import GrammarError, TokenizerError
-from engine.tokenizer import Tokenizer
 
 WORD_BITS: Final = 32
 _MAX_COMPILED: Final = 256
@@ -33,6 +33,15 @@ _JSON_OPTIONS: Final = {
 Mask = npt.NDArray[np.int32]
 
 
+class TokenTable(Protocol):
+    """What grammars need of `engine.tokenizer.Tokenizer`."""
+
+    @property
+    def num_tokens(self) -> int: ...
+    def serialized(self) -> str: ...
+
+
+@functools.lru_cache(maxsize=_MAX_COMPILED)
 def check_grammar(grammar: Grammar) -> None:
     """Needs no tokenizer. Raises GrammarError with what cannot be honoured."""
     message = LLMatcher.validate_grammar(_source(grammar))
@@ -83,7 +92,7 @@ class Grammars:
     """Grammars over one tokenizer's tokens; each is compiled once while it is in use."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Sequence[int]
+        self, tokenizer: TokenTable, *, vocab_size: int, eos_token_ids: Sequence[int]
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
+from jobs.answers import Usage
 from jobs.batch import Endpoint, LineFault
 from jobs.errors import InvalidRequestError
 from jobs.values import SURROGATE, missing, shown, unknown, wrong_type
@@ -179,18 +180,14 @@ def completed_result(
     line: LineRecord,
     *,
     body: Mapping[str, Any],
-    input_tokens: int,
-    output_tokens: int,
-    cached_tokens: int = 0,
+    usage: Usage,
 ) -> ResultRecord:
     return ResultRecord(
         batch_id=batch_id,
         line_index=line.index,
         outcome=Outcome.COMPLETED,
         row=format_row(http_result(batch_id, line, status_code=200, body=body)),
-        input_tokens=input_tokens,
-        cached_tokens=cached_tokens,
-        output_tokens=output_tokens,
+        **dataclasses.asdict(usage),
     )
 
 
@@ -205,6 +202,12 @@ def refused_result(
         outcome=Outcome.FAILED,
         row=format_row(http_result(batch_id, line, status_code=status_code, body=body)),
     )
+
+
+def broken_result(batch_id: str, line: LineRecord, *, message: str) -> ResultRecord:
+    """A line that the user is not to blame for."""
+    error = {"message": message, "type": "server_error", "param": None, "code": "server_error"}
+    return refused_result(batch_id, line, status_code=500, error=error)
 
 
 def unrun_result(batch_id: str, line: LineRecord, outcome: Outcome) -> ResultRecord:

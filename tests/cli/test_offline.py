@@ -38,14 +38,18 @@ class _NoText:
     def encode(self, text: str) -> list[int]:
         raise EngineError("no tokenizer")
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         raise EngineError("no chat template")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return str(token_id).encode()
 
 
 class _FakeEngine:
     """Finishes the oldest row at each sweep; the text is the prompt's ids."""
 
     block_rows = 3
+    fingerprint = "fake"
     max_context_tokens = 100
 
     def __init__(self, *, most_sweeps: int | None = None) -> None:

@@ -1,0 +1,94 @@
+"""From a line's completions, as they come, to the body that answers it; knows no ledger and no file."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from engine.config import Completion, FinishReason, TokenLogprobs
+from jobs.answers import Answer, Choice, TokenScore, Usage, answer_body
+from jobs.batch import Batch
+from worker.render import Rendered, TextTokenizer, parse_row_key
+
+
+class Gathering:
+    """One line's completions until all are there. One that comes twice counts once."""
+
+    def __init__(self, rendered: Rendered) -> None:
+        self.rendered = rendered
+        self._found: dict[tuple[int, int], Completion] = {}
+
+    def add(self, completion: Completion) -> bool:
+        """Whether it was the last one."""
+        _, _, part = parse_row_key(completion.key)
+        self._found[part, completion.index] = completion
+        return len(self._found) == len(self.rendered.prompts) * self.rendered.ask.n
+
+    @property
+    def completions(self) -> list[Completion]:
+        """In order of prompts, and of choices within."""
+        return [self._found[place] for place in sorted(self._found)]
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether one of them is worth nothing."""
+        return any(each.finish_reason is FinishReason.FAULT for each in self._found.values())
+
+    @property
+    def usage(self) -> Usage:
+        firsts = [each for each in self._found.values() if each.index == 0]
+        return Usage(
+            input_tokens=sum(each.num_prompt_tokens for each in firsts),
+            cached_tokens=sum(each.num_cached_tokens for each in firsts),
+            output_tokens=sum(each.num_generated for each in self._found.values()),
+        )
+
+
+class Answerer:
+    """`fingerprint` is the engine's."""
+
+    def __init__(self, tokenizer: TextTokenizer, *, fingerprint: str) -> None:
+        self._tokenizer = tokenizer
+        self._fingerprint = fingerprint
+
+    def body(self, batch: Batch, line_index: int, gathered: Gathering) -> dict[str, Any]:
+        """The response body of a line whose completions are all there."""
+        answer = Answer(
+            batch_id=batch.id,
+            line_index=line_index,
+            model=batch.model or "",
+            fingerprint=self._fingerprint,
+            created_at=int(time.time()),
+            choices=tuple(self._choice(gathered.rendered, each) for each in gathered.completions),
+            usage=gathered.usage,
+        )
+        return answer_body(answer, batch.endpoint)
+
+    def _choice(self, rendered: Rendered, completion: Completion) -> Choice:
+        scores = None if completion.logprobs is None else self._scores(completion.logprobs)
+        if scores is not None and rendered.ask.stop:
+            scores = _said(scores, completion.text)
+        return Choice(
+            text=completion.text, finish_reason=completion.finish_reason.value, scores=scores
+        )
+
+    def _scores(self, scores: Sequence[TokenLogprobs]) -> tuple[TokenScore, ...]:
+        return tuple(
+            dataclasses.replace(
+                self._score(score.token_id, score.logprob),
+                top=tuple(self._score(*likely) for likely in score.top),
+            )
+            for score in scores
+        )
+
+    def _score(self, token_id: int, logprob: float) -> TokenScore:
+        return TokenScore(raw=self._tokenizer.token_bytes(token_id), logprob=logprob)
+
+
+def _said(scores: tuple[TokenScore, ...], text: str) -> tuple[TokenScore, ...]:
+    """Those of the tokens that the text is made of: a stop string is not in it."""
+    num_bytes = len(text.encode("utf-8", "surrogatepass"))
+    ends = itertools.accumulate(len(score.raw) for score in scores)
+    starts = (0, *ends)
+    return tuple(score for score, start in zip(scores, starts, strict=False) if start < num_bytes)
