@@ -7,7 +7,7 @@ import collections
 import functools
 import json
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from engine.errors import GrammarError, TokenizerError
 WORD_BITS: Final = 32
 _MAX_COMPILED: Final = 256
 
-_JSON_OPTIONS: Final = {
+_JSON_OPTIONS: Final[Any] = {  # its type is in the library's stubs alone
     "item_separator": ",",
     "key_separator": ":",
     # One blank at most between tokens of JSON: a model that likes blanks could go on for ever.

@@ -74,6 +74,13 @@ class Tokenizer:
         text: str = backend.to_str()
         return text
 
+    def special_token_id(self, text: str) -> int | None:
+        """None for a text that is no special token, one that is a token like others included."""
+        for token_id, token in self._backend.added_tokens_decoder.items():
+            if token.special and token.content == text:
+                return int(token_id)
+        return None
+
     def token_bytes(self, token_id: int) -> bytes:
         """What the token is of a text, alone; of half a character, half its bytes."""
         if token_id >= self.num_tokens:
@@ -150,6 +157,9 @@ class TokenIdsOnly(Tokenizer):
 
     def serialized(self) -> str:
         raise TokenizerError(f"{self._source} holds no tokenizer: text means nothing to it")
+
+    def special_token_id(self, text: str) -> int | None:
+        return None
 
     def token_bytes(self, token_id: int) -> bytes:
         return str(token_id).encode()

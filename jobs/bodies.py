@@ -13,6 +13,7 @@ from jobs.batch import Endpoint
 from jobs.formats import parse_format
 from jobs.messages import parse_messages
 from jobs.parameters import require_supported
+from jobs.tools import ToolUse, parse_tool_use
 from jobs.values import (
     above_length,
     boolean,
@@ -63,6 +64,7 @@ class Ask:
     ignore_eos: bool = False
     logprobs: int | None = None
     schema: Mapping[str, Any] | None = None
+    tool_use: ToolUse | None = None
 
 
 def parse_body(body: Mapping[str, Any], endpoint: Endpoint) -> Ask:
@@ -74,11 +76,15 @@ def parse_body(body: Mapping[str, Any], endpoint: Endpoint) -> Ask:
 
 
 def _chat(given: Mapping[str, Any]) -> dict[str, Any]:
+    schema, tool_use = parse_format(given.get("response_format")), parse_tool_use(given)
+    if schema is not None and tool_use is not None:
+        raise invalid_value("response_format", "a schema does not go with tools that may be called")
     return {
         "messages": parse_messages(given.get("messages")),
         "max_tokens": _max_chat_tokens(given),
         "logprobs": _chat_logprobs(given),
-        "schema": parse_format(given.get("response_format")),
+        "schema": schema,
+        "tool_use": tool_use,
     }
 
 

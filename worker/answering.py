@@ -10,6 +10,7 @@ from engine.config import Completion, FinishReason, TokenLogprobs
 from jobs.answers import Answer, Choice, TokenScore, Usage, answer_body
 from jobs.batch import Batch
 from worker.render import Rendered, TextTokenizer, parse_row_key
+from worker.tool_calls.base import Said
 
 
 class Gathering:
@@ -69,9 +70,20 @@ class Answerer:
         scores = None if completion.logprobs is None else self._scores(completion.logprobs)
         if scores is not None and rendered.ask.stop:
             scores = _said(scores, completion.text)
-        return Choice(
-            text=completion.text, finish_reason=completion.finish_reason.value, scores=scores
-        )
+        said = self._said_of(rendered, completion)
+        reason = completion.finish_reason.value
+        if said.calls and completion.finish_reason is FinishReason.STOP:
+            reason = "tool_calls"
+        return Choice(text=said.text, finish_reason=reason, scores=scores, tool_calls=said.calls)
+
+    def _said_of(self, rendered: Rendered, completion: Completion) -> Said:
+        """Calls are looked for where some may be, in the text with its special tokens."""
+        if rendered.family is None:
+            return Said(text=completion.text, calls=())
+        whole = self._tokenizer.decode(completion.token_ids, skip_special_tokens=False)
+        ends = [at for stop in rendered.ask.stop if (at := whole.find(stop)) >= 0]
+        said = rendered.family.read(whole[: min(ends, default=None)])
+        return said if said.calls else Said(text=completion.text, calls=())
 
     def _scores(self, scores: Sequence[TokenLogprobs]) -> tuple[TokenScore, ...]:
         return tuple(

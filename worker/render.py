@@ -14,7 +14,10 @@ from engine.grammar import check_grammar
 from jobs.batch import Batch
 from jobs.bodies import Ask, PromptText, parse_body
 from jobs.errors import InvalidRequestError, RequestError
-from jobs.values import above_maximum, invalid_value
+from jobs.values import above_maximum, invalid_value, unsupported
+from worker.tool_calls import FAMILIES
+from worker.tool_calls.base import Family
+from worker.tool_calls.base import grammar as grammar_of_calls
 
 
 class TextTokenizer(Protocol):
@@ -22,17 +25,27 @@ class TextTokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def chat_template(self) -> str: ...
     def encode(self, text: str) -> list[int]: ...
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]: ...
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]: ...
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+    def special_token_id(self, text: str) -> int | None: ...
     def token_bytes(self, token_id: int) -> bytes: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """One line as the engine takes it: a prompt for each of its texts, `ask.n` rows of each."""
+    """One line as the engine takes it: a prompt for each of its texts, `ask.n` rows of each.
+
+    `family` is how its answers write calls of functions, if there are any to call.
+    """
 
     ask: Ask
     prompts: tuple[Prompt, ...]
+    family: Family | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -47,7 +60,8 @@ class Renderer:
     def render(self, batch: Batch, line_index: int, body: Mapping[str, Any]) -> Rendered:
         """Raises InvalidRequestError where the line gets a 400."""
         ask = parse_body(body, batch.endpoint)
-        grammar = _grammar(ask)
+        family = None if ask.tool_use is None else self._family()
+        grammar = self._grammar(ask, family)
         seed = _stable_seed(batch.id, line_index) if ask.seed is None else ask.seed
         prompts = []
         for part, token_ids in enumerate(self._texts(ask)):
@@ -55,18 +69,45 @@ class Renderer:
             sampling = _sampling(ask, max_tokens=max_tokens, seed=seed + part, grammar=grammar)
             key = row_key(batch.id, line_index, part)
             prompts.append(Prompt(key=key, token_ids=token_ids, sampling=sampling))
-        return Rendered(ask=ask, prompts=tuple(prompts))
+        return Rendered(ask=ask, prompts=tuple(prompts), family=family)
+
+    def _family(self) -> Family:
+        template = self.tokenizer.chat_template
+        found = next((family for family in FAMILIES if family.fits(template)), None)
+        if found is None:
+            raise unsupported(
+                "tools", "is nothing that this model's chat template knows how to call"
+            )
+        return found
+
+    def _grammar(self, ask: Ask, family: Family | None) -> Grammar | None:
+        """Raises InvalidRequestError with what of a schema cannot be honoured."""
+        if ask.schema is not None:
+            return _checked(ask.schema, "response_format")
+        if ask.tool_use is None or family is None or not ask.tool_use.is_constrained:
+            return None
+        for tool in ask.tool_use.callable:
+            _checked(tool.parameters, f"tools.{tool.name}.parameters")
+        special = self.tokenizer.special_token_id
+        form = family.form(ask.tool_use, self.tokenizer.chat_template, special)
+        return Grammar(kind=GrammarKind.LARK, text=grammar_of_calls(form, ask.tool_use, special))
 
     def _texts(self, ask: Ask) -> list[tuple[int, ...]]:
         if ask.messages is not None:
-            return [self._chat(ask.messages)]
+            tools = ask.tool_use.offered if ask.tool_use else ()
+            return [self._chat(ask.messages, [tool.definition for tool in tools])]
         if len(ask.prompts) == 1:
             return [self._text(ask.prompts[0], "prompt")]
         return [self._text(text, f"prompt[{at}]") for at, text in enumerate(ask.prompts)]
 
-    def _chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    def _chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[int, ...]:
+        template = self.tokenizer.chat_template
+        family = next((family for family in FAMILIES if family.fits(template)), None)
+        templated = [_templated(item, family and family.id_characters) for item in messages]
         try:
-            found = self.tokenizer.render_chat([_templated(item) for item in messages])
+            found = self.tokenizer.render_chat(templated, tools=tools)
         except EngineError as error:  # no template, or one that refuses this
             raise invalid_value("messages", str(error)) from error
         return _some(found, "messages")
@@ -136,15 +177,12 @@ def _sampling(ask: Ask, *, max_tokens: int, seed: int, grammar: Grammar | None) 
     )
 
 
-def _grammar(ask: Ask) -> Grammar | None:
-    """Raises InvalidRequestError with what of the schema cannot be honoured."""
-    if ask.schema is None:
-        return None
-    grammar = Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(ask.schema))
+def _checked(schema: Mapping[str, Any], param: str) -> Grammar:
+    grammar = Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(schema))
     try:
         check_grammar(grammar)
     except GrammarError as error:
-        raise invalid_value("response_format", f"the schema cannot be kept to: {error}") from error
+        raise invalid_value(param, f"the schema cannot be kept to: {error}") from error
     return grammar
 
 
@@ -180,7 +218,22 @@ def _stable_seed(batch_id: str, line_index: int) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def _templated(message: Mapping[str, Any]) -> Mapping[str, Any]:
+def _templated(message: Mapping[str, Any], id_characters: int | None) -> Mapping[str, Any]:
     # Chat templates know the older words only, and most refuse a role they do not know.
     role = {"developer": "system", "function": "tool"}.get(message["role"], message["role"])
-    return {**message, "role": role}
+    found = {**message, "role": role}
+    if id_characters is None:
+        return found
+    if "tool_call_id" in found:
+        found["tool_call_id"] = _short_id(found["tool_call_id"], id_characters)
+    if "tool_calls" in found:
+        found["tool_calls"] = [
+            {**call, "id": _short_id(call.get("id", ""), id_characters)}
+            for call in found["tool_calls"]
+        ]
+    return found
+
+
+def _short_id(call_id: str, num_characters: int) -> str:
+    """Another id of the length that a template asks for, the same for the same call."""
+    return hashlib.sha256(call_id.encode()).hexdigest()[:num_characters]

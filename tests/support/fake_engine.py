@@ -24,14 +24,26 @@ class FakeTokenizer:
 
     vocab_size = 1_000
 
+    def __init__(self, chat_template: str = "") -> None:
+        self.chat_template = chat_template
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id])
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        text = "".join(f"{message['role'][0]}{message['content']}" for message in messages)
+    def special_token_id(self, text: str) -> int | None:
+        return None
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return bytes(token_ids).decode()
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
+        text = "".join(f"[{tool['function']['name']}]" for tool in tools)
+        text += "".join(f"{message['role'][0]}{message['content']}" for message in messages)
         if "refuse me" in text:
             raise EngineError("the chat template refuses the messages")
         return self.encode(text)

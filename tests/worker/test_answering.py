@@ -43,11 +43,17 @@ def completion_of(key: str, text: str, *, index: int = 0, **changes: Any) -> Com
 
 
 def answer(
-    endpoint: Endpoint, body: dict[str, Any], texts: Sequence[str], **changes: Any
+    endpoint: Endpoint,
+    body: dict[str, Any],
+    texts: Sequence[str],
+    *,
+    tokenizer: FakeTokenizer | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """The answer to a line whose completions are these, the last one first."""
+    tokenizer = tokenizer or FakeTokenizer()
     batch = batch_of(endpoint)
-    renderer = Renderer(tokenizer=FakeTokenizer(), max_context_tokens=100)
+    renderer = Renderer(tokenizer=tokenizer, max_context_tokens=100)
     rendered = renderer.render(batch, 7, {"model": "m", **body})
     places = [(prompt.key, at) for prompt in rendered.prompts for at in range(rendered.ask.n)]
     gathering = Gathering(rendered)
@@ -57,7 +63,7 @@ def answer(
         for (key, index), text in reversed(found)
     ]
     assert ends == [False] * (len(found) - 1) + [True]
-    return Answerer(FakeTokenizer(), fingerprint="f").body(batch, 7, gathering)
+    return Answerer(tokenizer, fingerprint="f").body(batch, 7, gathering)
 
 
 def scores(text: str) -> tuple[TokenLogprobs, ...]:

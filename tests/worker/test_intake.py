@@ -188,7 +188,11 @@ REFUSED_CHATS: dict[str, tuple[dict[str, Any], str, str]] = {
         "invalid_value",
         "response_format",
     ),
-    "tools": ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
+    "tools": (
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        "unsupported_parameter",
+        "tools",
+    ),
     "two limits": ({"max_tokens": 3, "max_completion_tokens": 4}, "invalid_value", "max_tokens"),
     "its template": (
         {"messages": [{"role": "user", "content": "refuse me"}]},
