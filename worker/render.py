@@ -105,7 +105,8 @@ class Renderer:
     ) -> tuple[int, ...]:
         template = self.tokenizer.chat_template
         family = next((family for family in FAMILIES if family.fits(template)), None)
-        templated = [_templated(item, family and family.id_characters) for item in messages]
+        id_characters = None if family is None else family.id_characters
+        templated = [_templated(item, id_characters) for item in messages]
         try:
             found = self.tokenizer.render_chat(templated, tools=tools)
         except EngineError as error:  # no template, or one that refuses this

@@ -7,12 +7,12 @@ from typing import Any, Final
 import jsonschema
 import pytest
 
+from bench.schemas import SCHEMAS
 from engine.config import Budgets, Completion, FinishReason, Grammar, GrammarKind, Prompt, Sampling
 from engine.engine import Engine
 from engine.errors import GrammarError, PromptError
 from engine.grammar import check_grammar
 from tests.support.policies import streaming
-from tests.support.schemas import SCHEMAS
 from tests.support.tiny_models import write_tiny_model, write_tiny_tokenizer
 
 MAX_TOKENS: Final = 150

@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from bench.schemas import SCHEMAS
 from engine.config import Budgets, FinishReason, Grammar, GrammarKind, Prompt, Sampling
 from engine.engine import Engine
 from engine.grammar import Grammars
@@ -19,7 +20,6 @@ from jobs.errors import InvalidRequestError
 from jobs.tools import ToolUse
 from tests.support.fake_engine import FakeTokenizer
 from tests.support.policies import streaming
-from tests.support.schemas import SCHEMAS
 from tests.support.tiny_models import write_tiny_model, write_tiny_tokenizer
 from tests.worker.test_answering import answer, batch_of
 from worker.render import Renderer

@@ -111,7 +111,7 @@ def call_of(value: object, keys: Iterable[str] = ("arguments", "parameters")) ->
     """The call that an object of a name and arguments stands for; None for anything else."""
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         return None
-    arguments = next((value[key] for key in keys if key in value), {})
+    arguments: object = next((value[key] for key in keys if key in value), {})
     if isinstance(arguments, str):
         read = read_object(arguments, 0)
         arguments = read[0] if read else None
