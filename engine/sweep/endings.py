@@ -1,6 +1,8 @@
-"""When a row ends, why, and what is handed out as its completion; knows no block and no logits."""
+"""When a row has said enough, and what its completion then says: ends of sequence, stop strings and
+limits. Knows tokens and their text, not how they came about.
+"""
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Final
 
 from engine.config import Completion, FinishReason
@@ -12,13 +14,14 @@ _STOP_MARGIN_TOKENS: Final = 8
 
 
 class Endings:
-    """Of one model's rows; `eos_token_ids` end each that does not ignore them."""
+    """Ends rows at the model's own end tokens and at what their prompts ask for."""
 
-    def __init__(self, tokenizer: Tokenizer, *, eos_token_ids: Collection[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, eos_token_ids: Iterable[int]) -> None:
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
 
-    def reason(self, row: Row, token: int) -> FinishReason | None:
+    def reason_to_end(self, row: Row, token: int) -> FinishReason | None:
+        """Why the row ends with `token`, the last it has generated; None if it goes on."""
         sampling, matcher = row.prompt.sampling, row.matcher
         if matcher is not None:
             matcher.follow(row.generated)
@@ -35,6 +38,7 @@ class Endings:
         return None
 
     def complete(self, row: Row, reason: FinishReason) -> Completion:
+        """What the ended row has to say, without the end token or stop string that ended it."""
         num_kept = len(row.generated) - self._ends(row, row.generated[-1])
         token_ids = row.generated[:num_kept]
         text = self._tokenizer.decode(token_ids)
