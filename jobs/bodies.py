@@ -26,6 +26,7 @@ from jobs.values import (
 
 MAX_STOPS: Final = 4
 MAX_CHOICES: Final = 128
+MAX_BEST_OF: Final = 20
 MAX_PROMPTS: Final = 2048
 DEFAULT_COMPLETION_TOKENS: Final = 16
 _MAX_CHAT_LOGPROBS: Final = 20
@@ -41,7 +42,8 @@ PromptText = str | tuple[int, ...]
 class Ask:
     """One line's request, checked and with its defaults; `max_tokens` None is all that fits.
 
-    Either `messages` or `prompts` is set. `logprobs` is how many of the likeliest tokens are told
+    Either `messages` or `prompts` is set. Of `best_of` texts for a prompt the `n` likeliest are
+    answered, by their tokens' mean log-probability. `logprobs` is how many of the likeliest tokens are told
     beside each, None for no log-probabilities. `schema` is a JSON schema that the text has to fit.
     """
 
@@ -49,6 +51,7 @@ class Ask:
     prompts: tuple[PromptText, ...] = ()
     max_tokens: int | None = None
     n: int = 1
+    best_of: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -65,6 +68,11 @@ class Ask:
     logprobs: int | None = None
     schema: Mapping[str, Any] | None = None
     tool_use: ToolUse | None = None
+
+    @property
+    def num_texts(self) -> int:
+        """How many are generated for each prompt."""
+        return self.best_of or self.n
 
 
 def parse_body(body: Mapping[str, Any], endpoint: Endpoint) -> Ask:
@@ -93,7 +101,19 @@ def _completion(given: Mapping[str, Any]) -> dict[str, Any]:
         "prompts": _prompts(given.get("prompt")),
         "max_tokens": integer(given, "max_tokens", low=1) or DEFAULT_COMPLETION_TOKENS,
         "logprobs": integer(given, "logprobs", low=0, high=_MAX_TEXT_LOGPROBS),
+        "best_of": _best_of(given),
     }
+
+
+def _best_of(given: Mapping[str, Any]) -> int | None:
+    """None where there is nothing to choose."""
+    best_of = integer(given, "best_of", low=1, high=MAX_BEST_OF)
+    num_choices = _at_least_one(given, "n", high=MAX_CHOICES)
+    if best_of is not None and best_of < num_choices:
+        raise invalid_value(
+            "best_of", f"{best_of} texts are fewer than 'n', which is {num_choices}"
+        )
+    return None if best_of == num_choices else best_of
 
 
 def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:

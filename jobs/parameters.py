@@ -101,7 +101,7 @@ _COMPLETIONS: Final = (
     _honoured("max_tokens", "default 16"),
     _honoured("logprobs", "0 to 5, in the legacy shape"),
     *_SAMPLING,
-    _refused("best_of", "only n choices are drawn"),
+    _honoured("best_of", "1 to 20, at least n: the likeliest by mean log-probability of a token"),
     _refused("echo", "the prompt is not given back", (False,)),
     _refused("suffix", "the model does not fill in", ("",)),
 )

@@ -24,12 +24,18 @@ class Gathering:
         """Whether it was the last one."""
         _, _, part = parse_row_key(completion.key)
         self._found[part, completion.index] = completion
-        return len(self._found) == len(self.rendered.prompts) * self.rendered.ask.n
+        return len(self._found) == len(self.rendered.prompts) * self.rendered.ask.num_texts
 
     @property
-    def completions(self) -> list[Completion]:
-        """In order of prompts, and of choices within."""
-        return [self._found[place] for place in sorted(self._found)]
+    def chosen(self) -> list[Completion]:
+        """Those that are answered, in order of prompts; the likeliest first if there was a choice."""
+        found = [self._found[place] for place in sorted(self._found)]
+        ask = self.rendered.ask
+        if ask.best_of is None:
+            return found
+        parts = [found[at : at + ask.best_of] for at in range(0, len(found), ask.best_of)]
+        ranked = [sorted(part, key=_mean_logprob, reverse=True) for part in parts]
+        return [each for part in ranked for each in part[: ask.n]]
 
     @property
     def is_faulty(self) -> bool:
@@ -61,13 +67,14 @@ class Answerer:
             model=batch.model or "",
             fingerprint=self._fingerprint,
             created_at=int(time.time()),
-            choices=tuple(self._choice(gathered.rendered, each) for each in gathered.completions),
+            choices=tuple(self._choice(gathered.rendered, each) for each in gathered.chosen),
             usage=gathered.usage,
         )
         return answer_body(answer, batch.endpoint)
 
     def _choice(self, rendered: Rendered, completion: Completion) -> Choice:
-        scores = None if completion.logprobs is None else self._scores(completion.logprobs)
+        is_asked = completion.logprobs is not None and rendered.ask.logprobs is not None
+        scores = self._scores(completion.logprobs or ()) if is_asked else None
         if scores is not None and rendered.ask.stop:
             scores = _said(scores, completion.text)
         said = self._said_of(rendered, completion)
@@ -96,6 +103,11 @@ class Answerer:
 
     def _score(self, token_id: int, logprob: float) -> TokenScore:
         return TokenScore(raw=self._tokenizer.token_bytes(token_id), logprob=logprob)
+
+
+def _mean_logprob(completion: Completion) -> float:
+    scores = completion.logprobs or ()
+    return sum(score.logprob for score in scores) / max(1, len(scores))
 
 
 def _said(scores: tuple[TokenScore, ...], text: str) -> tuple[TokenScore, ...]:

@@ -38,7 +38,7 @@ class TextTokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """One line as the engine takes it: a prompt for each of its texts, `ask.n` rows of each.
+    """One line as the engine takes it: a prompt for each of its texts, `ask.num_texts` rows of each.
 
     `family` is how its answers write calls of functions, if there are any to call.
     """
@@ -168,12 +168,12 @@ def _sampling(ask: Ask, *, max_tokens: int, seed: int, grammar: Grammar | None) 
         repetition_penalty=ask.repetition_penalty,
         logit_bias=ask.logit_bias,
         seed=seed,
-        n=ask.n,
+        n=ask.num_texts,
         min_tokens=ask.min_tokens,
         stop=ask.stop,
         stop_token_ids=ask.stop_token_ids,
         ignore_eos=ask.ignore_eos,
-        logprobs=ask.logprobs,
+        logprobs=0 if ask.logprobs is None and ask.best_of else ask.logprobs,
         grammar=grammar,
     )
 

@@ -200,6 +200,16 @@ def test_a_format_is_a_schema(given: object, schema: object) -> None:
     assert parse_body(plain(CHAT) | {"response_format": given}, CHAT).schema == schema
 
 
+def test_the_best_are_of_as_many_or_more() -> None:
+    def best_of(**asked: int) -> int | None:
+        return parse_body(plain(COMPLETIONS) | asked, COMPLETIONS).best_of
+
+    assert (best_of(), best_of(n=2, best_of=2), best_of(n=2, best_of=5)) == (None, None, 5)
+    with pytest.raises(InvalidRequestError) as refusal:
+        best_of(n=3, best_of=2)
+    assert refusal.value.param == "best_of"
+
+
 def test_prompts_are_text_or_tokens_one_or_many() -> None:
     for prompt, expected in [
         ("x", ("x",)),

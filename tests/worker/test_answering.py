@@ -143,3 +143,27 @@ def test_a_faulty_completion_makes_its_line_faulty(reason: FinishReason, *, faul
     assert not gathering.add(completion_of(key, "a"))  # the same once more
     assert gathering.add(completion_of(key, "b", index=1, finish_reason=reason))
     assert gathering.is_faulty is faulty
+
+
+def test_the_likeliest_of_several_are_answered_and_all_are_counted() -> None:
+    renderer = Renderer(tokenizer=FakeTokenizer(), max_context_tokens=100)
+    batch = batch_of(Endpoint.COMPLETIONS)
+    rendered = renderer.render(batch, 0, {"model": "m", "prompt": ["x", "y"], "n": 2, "best_of": 3})
+    assert {prompt.sampling.n for prompt in rendered.prompts} == {3}
+    gathering = Gathering(rendered)
+    means = {
+        ("x", 0): -1.0,
+        ("x", 1): -0.25,
+        ("x", 2): -0.5,
+        ("y", 0): -3,
+        ("y", 1): -2,
+        ("y", 2): -4,
+    }
+    for (name, index), mean in means.items():
+        key = rendered.prompts["xy".index(name)].key
+        told = (TokenLogprobs(token_id=97, logprob=mean),) * (index + 1)
+        gathering.add(completion_of(key, f"{name}{index}", index=index, logprobs=told))
+    body = Answerer(FakeTokenizer(), fingerprint="f").body(batch, 0, gathering)
+    assert [choice["text"] for choice in body["choices"]] == ["x1", "x2", "y1", "y0"]
+    assert {choice["logprobs"] for choice in body["choices"]} == {None}
+    assert body["usage"]["completion_tokens"] == 6 * 3
