@@ -99,9 +99,9 @@ def _first_wishes(stream: BinaryIO, settings: Settings) -> tuple[Endpoint, str]:
     data = data if isinstance(data, dict) else {}
     body = data.get("body")
     model = body.get("model") if isinstance(body, dict) else None
-    completions = data.get("url") == Endpoint.COMPLETIONS
-    endpoint = Endpoint.COMPLETIONS if completions else Endpoint.CHAT_COMPLETIONS
-    return endpoint, str(model or "")
+    url = data.get("url")
+    known = url in [endpoint.value for endpoint in Endpoint]
+    return Endpoint(url) if known else Endpoint.CHAT_COMPLETIONS, str(model or "")
 
 
 def _batch(digest: str, endpoint: Endpoint, model: str) -> Batch:

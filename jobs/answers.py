@@ -65,7 +65,9 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What was generated for one line. `fingerprint` changes with whatever may change an answer."""
+    """What was generated for one line. `fingerprint` changes with whatever may change an answer;
+    `echoed` are fields of the request that a response repeats.
+    """
 
     batch_id: str
     line_index: int
@@ -74,9 +76,11 @@ class Answer:
     created_at: int
     choices: tuple[Choice, ...]
     usage: Usage
+    echoed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def answer_body(answer: Answer, endpoint: Endpoint) -> dict[str, Any]:
+    """Of the two endpoints that answer with choices."""
     chat = endpoint is Endpoint.CHAT_COMPLETIONS
     choices = enumerate(answer.choices)
     return {

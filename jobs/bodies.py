@@ -1,4 +1,4 @@
-"""Bodies of `/v1/chat/completions` and `/v1/completions`: what a line asks, in the wire's words.
+"""Bodies of request lines: what a line asks of its endpoint, in the wire's words.
 
 Whatever cannot be honoured is refused by name, never silently ignored: `jobs.parameters` says what.
 Knows no tokens and no engine; the answers' bodies are in `jobs.answers`.
@@ -6,13 +6,15 @@ Knows no tokens and no engine; the answers' bodies are in `jobs.answers`.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from jobs.batch import Endpoint
 from jobs.formats import parse_format
 from jobs.messages import parse_messages
 from jobs.parameters import require_supported
+from jobs.responses import parse_response_ask
 from jobs.tools import ToolUse, parse_tool_use
 from jobs.values import (
     above_length,
@@ -42,13 +44,15 @@ PromptText = str | tuple[int, ...]
 class Ask:
     """One line's request, checked and with its defaults; `max_tokens` None is all that fits.
 
-    Either `messages` or `prompts` is set. Of `best_of` texts for a prompt the `n` likeliest are
+    Either `messages` or `prompts` is set; `param` and `schema_param` name where text and schema came
+    from. Of `best_of` texts for a prompt the `n` likeliest are
     answered, by their tokens' mean log-probability. `logprobs` is how many of the likeliest tokens are told
     beside each, None for no log-probabilities. `schema` is a JSON schema that the text has to fit.
     """
 
     messages: tuple[Mapping[str, Any], ...] | None = None
     prompts: tuple[PromptText, ...] = ()
+    param: str = "prompt"
     max_tokens: int | None = None
     n: int = 1
     best_of: int | None = None
@@ -67,7 +71,10 @@ class Ask:
     ignore_eos: bool = False
     logprobs: int | None = None
     schema: Mapping[str, Any] | None = None
+    schema_param: str = "response_format"
     tool_use: ToolUse | None = None
+    echoed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the answer repeats of the request."""
 
     @property
     def num_texts(self) -> int:
@@ -79,8 +86,7 @@ def parse_body(body: Mapping[str, Any], endpoint: Endpoint) -> Ask:
     """Raises InvalidRequestError with the first fault: its words, parameter and code."""
     require_supported(body, endpoint)
     given = {name: value for name, value in body.items() if value is not None}
-    own = _chat if endpoint is Endpoint.CHAT_COMPLETIONS else _completion
-    return Ask(**own(given), **_sampling(given))
+    return Ask(**_OWN[endpoint](given), **_sampling(given))
 
 
 def _chat(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +95,7 @@ def _chat(given: Mapping[str, Any]) -> dict[str, Any]:
         raise invalid_value("response_format", "a schema does not go with tools that may be called")
     return {
         "messages": parse_messages(given.get("messages")),
+        "param": "messages",
         "max_tokens": _max_chat_tokens(given),
         "logprobs": _chat_logprobs(given),
         "schema": schema,
@@ -103,6 +110,18 @@ def _completion(given: Mapping[str, Any]) -> dict[str, Any]:
         "logprobs": integer(given, "logprobs", low=0, high=_MAX_TEXT_LOGPROBS),
         "best_of": _best_of(given),
     }
+
+
+_OWN: Final[Mapping[Endpoint, Callable[[Mapping[str, Any]], dict[str, Any]]]] = (
+    types.MappingProxyType(
+        {
+            Endpoint.CHAT_COMPLETIONS: _chat,
+            Endpoint.COMPLETIONS: _completion,
+            Endpoint.RESPONSES: parse_response_ask,
+        }
+    )
+)
+"""What of a body is one endpoint's alone, as fields of an Ask."""
 
 
 def _best_of(given: Mapping[str, Any]) -> int | None:

@@ -20,23 +20,30 @@ _TYPES: Final = ("text", "json_object", "json_schema")
 _KEYS: Final = ("name", "description", "schema", "strict")
 
 
-def parse_format(given: object) -> Mapping[str, Any] | None:
+def parse_format(given: object, *, place: str = "response_format") -> Mapping[str, Any] | None:
     """The schema; None for plain text. Strict or not, it is kept to."""
     if given is None:
         return None
     if not isinstance(given, dict):
-        raise wrong_type("response_format", "an object", given)
+        raise wrong_type(place, "an object", given)
     kind = given.get("type")
     if kind not in _TYPES:
-        raise unsupported_value("response_format.type", kind, _TYPES)
+        raise unsupported_value(f"{place}.type", kind, _TYPES)
     for name in given:
         if name != "type" and not (kind == "json_schema" and name == "json_schema"):
-            raise unsupported(f"response_format.{name}", f"does not go with type '{kind}'")
+            raise unsupported(f"{place}.{name}", f"does not go with type '{kind}'")
     if kind == "text":
         return None
     if kind == "json_object":
         return _ANY_OBJECT
-    return _schema(given.get("json_schema"), "response_format.json_schema")
+    return _schema(given.get("json_schema"), f"{place}.json_schema")
+
+
+def parse_flat_format(given: object) -> Mapping[str, Any] | None:
+    """Likewise of `text.format`, where a schema's fields lie beside its type."""
+    if not isinstance(given, dict) or given.get("type") != "json_schema":
+        return parse_format(given, place="text.format")
+    return _schema({name: given[name] for name in given if name != "type"}, "text.format")
 
 
 def _schema(given: object, place: str) -> Mapping[str, Any]:

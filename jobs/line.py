@@ -16,6 +16,11 @@ from jobs.values import SURROGATE, missing, shown, unknown, wrong_type
 
 MAX_CUSTOM_ID_CHARACTERS: Final = 512
 _KEYS: Final = ("custom_id", "method", "url", "body")
+_KINDS: Final[Mapping[Endpoint, str]] = {
+    Endpoint.CHAT_COMPLETIONS: "Chat Completions",
+    Endpoint.COMPLETIONS: "Completions",
+    Endpoint.RESPONSES: "Responses",
+}
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -135,9 +140,11 @@ def _body_faults(body: object, endpoint: Endpoint) -> list[LineFault]:
     if endpoint is Endpoint.COMPLETIONS and body.get("prompt") in (None, "", []):
         message = "Prompt parameter is required."
         faults.append(LineFault(code="invalid_request", message=message, param="body.prompt"))
+    if endpoint is Endpoint.RESPONSES and body.get("input") in (None, "", []):
+        message = "Input parameter is required."
+        faults.append(LineFault(code="invalid_request", message=message, param="body.input"))
     if body.get("stream"):
-        kind = "Chat Completions" if endpoint is Endpoint.CHAT_COMPLETIONS else "Completions"
-        message = f"{kind}: Streaming is not supported in the Batch API."
+        message = f"{_KINDS[endpoint]}: Streaming is not supported in the Batch API."
         faults.append(LineFault(code="streaming_unsupported", message=message, param="body.stream"))
     return faults
 
@@ -187,7 +194,9 @@ def completed_result(
         line_index=line.index,
         outcome=Outcome.COMPLETED,
         row=format_row(http_result(batch_id, line, status_code=200, body=body)),
-        **dataclasses.asdict(usage),
+        input_tokens=usage.input_tokens,
+        cached_tokens=usage.cached_tokens,
+        output_tokens=usage.output_tokens,
     )
 
 

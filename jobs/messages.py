@@ -19,11 +19,11 @@ _TEXT_PARTS: Final[Mapping[str, str]] = {"text": "text", "refusal": "refusal"}
 """Types of parts that are text, and the key it is under."""
 
 
-def parse_messages(messages: object) -> tuple[Mapping[str, Any], ...]:
+def parse_messages(messages: object, param: str = "messages") -> tuple[Mapping[str, Any], ...]:
     """As a chat template takes them: content is one string, arguments of tool calls are objects."""
     if not isinstance(messages, list):
-        raise wrong_type("messages", "an array of objects", messages)
-    return tuple(_message(message, f"messages[{at}]") for at, message in enumerate(messages))
+        raise wrong_type(param, "an array of objects", messages)
+    return tuple(_message(message, f"{param}[{at}]") for at, message in enumerate(messages))
 
 
 def _message(message: object, place: str) -> Mapping[str, Any]:

@@ -64,6 +64,12 @@ _SAMPLING: Final = (
     _refused("stream", "there is nobody to stream to", (False,)),
     _refused("stream_options", "there is nobody to stream to"),
 )
+_OF_RESPONSES: Final = (
+    *("model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "min_tokens"),
+    *("ignore_eos", "seed", "user", "stream", "stream_options"),
+)
+"""Of these parameters, those that `/v1/responses` has too."""
+
 _ACCOUNTS: Final = (
     _accepted("metadata", "concerns stored answers"),
     _accepted("prompt_cache_key", "shared prefixes are found by themselves"),
@@ -106,8 +112,34 @@ _COMPLETIONS: Final = (
     _refused("suffix", "the model does not fill in", ("",)),
 )
 
+_RESPONSES: Final = (
+    _honoured("input", "a string, or messages of text"),
+    _honoured("instructions", "a system message before the input"),
+    _honoured("max_output_tokens", "at least 16, default: all that fits the model's context"),
+    _honoured("text", "its format: text, json_object or json_schema"),
+    *(each for each in _SAMPLING if each.name in _OF_RESPONSES),
+    _honoured("metadata", "the answer repeats it"),
+    *(each for each in _ACCOUNTS if each.name != "metadata"),
+    _refused("background", "a batch is in the background anyway", (False,)),
+    _refused("conversation", "nothing is stored"),
+    _refused("include", "there is nothing to include", ([],)),
+    _refused("max_tool_calls", "there are no built-in tools"),
+    _refused("parallel_tool_calls", "tools are for chats", (True, False)),
+    _refused("previous_response_id", "nothing is stored"),
+    _refused("prompt", "there are no stored prompts"),
+    _refused("reasoning", "the model has no such switch", ({},)),
+    _refused("tool_choice", "tools are for chats", ("none", "auto")),
+    _refused("tools", "tools are for chats", ([],)),
+    _refused("top_logprobs", "log-probabilities are for chats and completions", (0,)),
+    _refused("truncation", "nothing is left out of the input", ("disabled",)),
+)
+
 PARAMETERS: Final[Mapping[Endpoint, tuple[Parameter, ...]]] = types.MappingProxyType(
-    {Endpoint.CHAT_COMPLETIONS: _CHAT, Endpoint.COMPLETIONS: _COMPLETIONS}
+    {
+        Endpoint.CHAT_COMPLETIONS: _CHAT,
+        Endpoint.COMPLETIONS: _COMPLETIONS,
+        Endpoint.RESPONSES: _RESPONSES,
+    }
 )
 
 _BY_NAME: Final[Mapping[Endpoint, Mapping[str, Parameter]]] = types.MappingProxyType(

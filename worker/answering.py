@@ -8,7 +8,8 @@ from typing import Any
 
 from engine.config import Completion, FinishReason, TokenLogprobs
 from jobs.answers import Answer, Choice, TokenScore, Usage, answer_body
-from jobs.batch import Batch
+from jobs.batch import Batch, Endpoint
+from jobs.responses import response_body
 from worker.render import Rendered, TextTokenizer, parse_row_key
 from worker.tool_calls.base import Said
 
@@ -69,7 +70,10 @@ class Answerer:
             created_at=int(time.time()),
             choices=tuple(self._choice(gathered.rendered, each) for each in gathered.chosen),
             usage=gathered.usage,
+            echoed=gathered.rendered.ask.echoed,
         )
+        if batch.endpoint is Endpoint.RESPONSES:
+            return response_body(answer)
         return answer_body(answer, batch.endpoint)
 
     def _choice(self, rendered: Rendered, completion: Completion) -> Choice:

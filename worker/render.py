@@ -83,7 +83,7 @@ class Renderer:
     def _grammar(self, ask: Ask, family: Family | None) -> Grammar | None:
         """Raises InvalidRequestError with what of a schema cannot be honoured."""
         if ask.schema is not None:
-            return _checked(ask.schema, "response_format")
+            return _checked(ask.schema, ask.schema_param)
         if ask.tool_use is None or family is None or not ask.tool_use.is_constrained:
             return None
         for tool in ask.tool_use.callable:
@@ -95,23 +95,21 @@ class Renderer:
     def _texts(self, ask: Ask) -> list[tuple[int, ...]]:
         if ask.messages is not None:
             tools = ask.tool_use.offered if ask.tool_use else ()
-            return [self._chat(ask.messages, [tool.definition for tool in tools])]
+            return [self._chat(ask, [tool.definition for tool in tools])]
         if len(ask.prompts) == 1:
             return [self._text(ask.prompts[0], "prompt")]
         return [self._text(text, f"prompt[{at}]") for at, text in enumerate(ask.prompts)]
 
-    def _chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
-    ) -> tuple[int, ...]:
+    def _chat(self, ask: Ask, tools: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         template = self.tokenizer.chat_template
         family = next((family for family in FAMILIES if family.fits(template)), None)
         id_characters = None if family is None else family.id_characters
-        templated = [_templated(item, id_characters) for item in messages]
+        templated = [_templated(item, id_characters) for item in ask.messages or ()]
         try:
             found = self.tokenizer.render_chat(templated, tools=tools)
         except EngineError as error:  # no template, or one that refuses this
-            raise invalid_value("messages", str(error)) from error
-        return _some(found, "messages")
+            raise invalid_value(ask.param, str(error)) from error
+        return _some(found, ask.param)
 
     def _text(self, text: PromptText, param: str) -> tuple[int, ...]:
         if not isinstance(text, str):
@@ -133,7 +131,7 @@ class Renderer:
 
     def _max_tokens(self, ask: Ask, num_prompt_tokens: int) -> int:
         limit = self.max_context_tokens
-        param = "prompt" if ask.messages is None else "messages"
+        param = ask.param
         opening = f"This model's maximum context length is {limit} tokens. However, "
         if num_prompt_tokens >= limit:
             raise InvalidRequestError(

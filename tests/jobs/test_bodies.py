@@ -11,6 +11,7 @@ from jobs.parameters import PARAMETERS, Parameter, Support
 
 COMPLETIONS = Endpoint.COMPLETIONS
 CHAT = Endpoint.CHAT_COMPLETIONS
+RESPONSES = Endpoint.RESPONSES
 HALF = "a\ud800b"
 
 
@@ -57,7 +58,8 @@ def test_a_refusal_quotes_no_more_than_a_little(body: dict[str, Any]) -> None:
 
 
 def plain(endpoint: Endpoint) -> dict[str, Any]:
-    return {"model": "m"} | (message() if endpoint is CHAT else {"prompt": "x"})
+    own = {CHAT: message(), COMPLETIONS: {"prompt": "x"}, RESPONSES: {"input": "x"}}
+    return {"model": "m"} | own[endpoint]
 
 
 REFUSED = [
@@ -104,7 +106,7 @@ def test_what_is_asked_is_kept(endpoint: Endpoint, name: str) -> None:
     assert getattr(ask, name) == expected != getattr(parse_body(plain(endpoint), endpoint), name)
 
 
-@pytest.mark.parametrize("endpoint", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("endpoint", Endpoint)
 def test_every_honoured_parameter_is_looked_at(endpoint: Endpoint) -> None:
     for each in PARAMETERS[endpoint]:
         body = plain(endpoint) | {each.name: object()}
@@ -219,3 +221,58 @@ def test_prompts_are_text_or_tokens_one_or_many() -> None:
         ([[1], [2, 3]], ((1,), (2, 3))),
     ]:
         assert parse_body(plain(COMPLETIONS) | {"prompt": prompt}, COMPLETIONS).prompts == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "param"),
+    [
+        (
+            {"input": [{"type": "item_reference", "id": "x"}]},
+            "unsupported_parameter",
+            "input[0].type",
+        ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "unsupported_parameter",
+            "input[0].content[0].type",
+        ),
+        ({"max_output_tokens": 15}, "integer_below_min_value", "max_output_tokens"),
+        ({"previous_response_id": "resp_1"}, "unsupported_parameter", "previous_response_id"),
+        ({"text": {"verbosity": "high"}}, "unsupported_parameter", "text.verbosity"),
+        ({"text": {"format": {"type": "xml"}}}, "invalid_value", "text.format.type"),
+        (
+            {"text": {"format": {"type": "json_schema"}}},
+            "missing_required_parameter",
+            "text.format.name",
+        ),
+        ({"metadata": {"a": 1}}, "invalid_type", "metadata.a"),
+        ({"n": 2}, "unknown_parameter", "n"),
+    ],
+)
+def test_a_response_is_refused_for(changes: dict[str, Any], code: str, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as refusal:
+        parse_body(plain(RESPONSES) | changes, RESPONSES)
+    assert (refusal.value.code, refusal.value.param) == (code, param)
+
+
+def test_a_responses_items_are_a_chats_messages() -> None:
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+        {
+            "type": "message",
+            "id": "msg_1",
+            "status": "completed",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "b", "annotations": []}],
+        },
+    ]
+    schema = {"type": "json_schema", "name": "x", "schema": {"type": "null"}, "strict": True}
+    asked = {"input": items, "instructions": "be brief", "text": {"format": schema}}
+    ask = parse_body({"model": "m"} | asked, RESPONSES)
+    assert ask.messages is not None
+    assert [(each["role"], each["content"]) for each in ask.messages] == [
+        ("system", "be brief"),
+        ("user", "a"),
+        ("assistant", "b"),
+    ]
+    assert ask.schema == {"type": "null"}

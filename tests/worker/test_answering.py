@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from openai.types import Completion as TextAnswer
 from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
 
 from engine.config import Completion, FinishReason, TokenLogprobs
 from jobs.batch import Batch, Endpoint
@@ -86,6 +87,21 @@ def test_a_chat_answer_is_what_the_client_expects() -> None:
     assert body == answer(
         Endpoint.CHAT_COMPLETIONS, CHAT | {"n": 2}, ["a", "b"], num_cached_tokens=2
     ) | {"created": body["created"]}
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [(FinishReason.STOP, "completed"), (FinishReason.LENGTH, "incomplete")],
+)
+def test_a_response_is_what_the_client_expects(reason: FinishReason, status: str) -> None:
+    asked = {"input": "hi", "instructions": "be brief", "metadata": {"a": "b"}, "temperature": 0.5}
+    body = answer(Endpoint.RESPONSES, asked, ["well"], finish_reason=reason)
+    parsed = Response.model_validate(body, strict=True)
+    assert (parsed.output_text, parsed.status) == ("well", status)
+    assert (parsed.instructions, parsed.metadata) == ("be brief", {"a": "b"})
+    assert parsed.temperature == 0.5
+    assert parsed.usage is not None
+    assert (parsed.usage.input_tokens, parsed.usage.output_tokens) == (3, 5)
 
 
 def test_a_chats_logprobs_have_bytes_and_alternatives() -> None:
