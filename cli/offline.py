@@ -100,8 +100,8 @@ def _first_wishes(stream: BinaryIO, settings: Settings) -> tuple[Endpoint, str]:
     body = data.get("body")
     model = body.get("model") if isinstance(body, dict) else None
     url = data.get("url")
-    known = url in [endpoint.value for endpoint in Endpoint]
-    return Endpoint(url) if known else Endpoint.CHAT_COMPLETIONS, str(model or "")
+    endpoint = next((each for each in Endpoint if each == url), Endpoint.CHAT_COMPLETIONS)
+    return endpoint, str(model or "")
 
 
 def _batch(digest: str, endpoint: Endpoint, model: str) -> Batch:

@@ -23,6 +23,7 @@ from jobs.values import (
     invalid_value,
     number,
     unicode_text,
+    unsupported,
     wrong_type,
 )
 
@@ -56,6 +57,7 @@ class Ask:
     max_tokens: int | None = None
     n: int = 1
     best_of: int | None = None
+    echo: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -104,7 +106,11 @@ def _chat(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _completion(given: Mapping[str, Any]) -> dict[str, Any]:
+    echo = boolean(given, "echo")
+    if echo and given.get("logprobs") is not None:
+        raise unsupported("echo", "does not go with 'logprobs': prompts are not scored")
     return {
+        "echo": echo,
         "prompts": _prompts(given.get("prompt")),
         "max_tokens": integer(given, "max_tokens", low=1) or DEFAULT_COMPLETION_TOKENS,
         "logprobs": integer(given, "logprobs", low=0, high=_MAX_TEXT_LOGPROBS),

@@ -108,7 +108,7 @@ _COMPLETIONS: Final = (
     _honoured("logprobs", "0 to 5, in the legacy shape"),
     *_SAMPLING,
     _honoured("best_of", "1 to 20, at least n: the likeliest by mean log-probability of a token"),
-    _refused("echo", "the prompt is not given back", (False,)),
+    _honoured("echo", "the prompt before its completion; not with logprobs"),
     _refused("suffix", "the model does not fill in", ("",)),
 )
 

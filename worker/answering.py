@@ -85,7 +85,15 @@ class Answerer:
         reason = completion.finish_reason.value
         if said.calls and completion.finish_reason is FinishReason.STOP:
             reason = "tool_calls"
-        return Choice(text=said.text, finish_reason=reason, scores=scores, tool_calls=said.calls)
+        text = self._echoed(rendered, completion) + said.text
+        return Choice(text=text, finish_reason=reason, scores=scores, tool_calls=said.calls)
+
+    def _echoed(self, rendered: Rendered, completion: Completion) -> str:
+        if not rendered.ask.echo:
+            return ""
+        _, _, part = parse_row_key(completion.key)
+        prompt = rendered.ask.prompts[part]
+        return prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
 
     def _said_of(self, rendered: Rendered, completion: Completion) -> Said:
         """Calls are looked for where some may be, in the text with its special tokens."""

@@ -67,6 +67,22 @@ def test_a_model_that_says_anything_says_what_fits_its_schema(engine: Engine) ->
         require_fit(completion, SCHEMAS[name])
 
 
+def test_a_real_model_fits_every_schema(tmp_path: Path, demo_model: Path) -> None:
+    budgets = Budgets(gpu_bytes=0, host_bytes=2 * 10**9, disk_bytes=10**9, spill_dir=tmp_path)
+    policy = streaming(1.0, block_rows=16)
+    with Engine.load(demo_model, budgets=budgets, policy=policy) as engine:
+        text = "<|im_start|>user\nGive an example.<|im_end|>\n<|im_start|>assistant\n"
+        token_ids = tuple(engine.tokenizer.encode(text))
+        prompts = [
+            dataclasses.replace(prompt_of(name, schema_grammar(schema)), token_ids=token_ids)
+            for name, schema in SCHEMAS.items()
+        ]
+        found = by_key(engine.generate(prompts))
+    assert len(found) == len(SCHEMAS)
+    for (name, _), completion in found.items():
+        require_fit(completion, SCHEMAS[name])
+
+
 def test_an_object_of_any_kind_is_an_object(engine: Engine) -> None:
     grammar = schema_grammar({"type": "object"})
     found = by_key(engine.generate([prompt_of("object", grammar, n=16)]))

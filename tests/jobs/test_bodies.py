@@ -202,6 +202,13 @@ def test_a_format_is_a_schema(given: object, schema: object) -> None:
     assert parse_body(plain(CHAT) | {"response_format": given}, CHAT).schema == schema
 
 
+def test_an_echo_with_logprobs_is_refused() -> None:
+    assert parse_body(plain(COMPLETIONS) | {"echo": True}, COMPLETIONS).echo
+    with pytest.raises(InvalidRequestError) as refusal:
+        parse_body(plain(COMPLETIONS) | {"echo": True, "logprobs": 1}, COMPLETIONS)
+    assert (refusal.value.code, refusal.value.param) == ("unsupported_parameter", "echo")
+
+
 def test_the_best_are_of_as_many_or_more() -> None:
     def best_of(**asked: int) -> int | None:
         return parse_body(plain(COMPLETIONS) | asked, COMPLETIONS).best_of

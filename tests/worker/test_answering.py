@@ -161,6 +161,12 @@ def test_a_faulty_completion_makes_its_line_faulty(reason: FinishReason, *, faul
     assert gathering.is_faulty is faulty
 
 
+def test_an_echo_is_the_prompt_before_its_completion() -> None:
+    asked = {"prompt": ["x", [121, 122]], "echo": True, "max_tokens": 1}
+    body = answer(Endpoint.COMPLETIONS, asked, ["a", "b"], finish_reason=FinishReason.LENGTH)
+    assert [choice["text"] for choice in body["choices"]] == ["xa", "yzb"]
+
+
 def test_the_likeliest_of_several_are_answered_and_all_are_counted() -> None:
     renderer = Renderer(tokenizer=FakeTokenizer(), max_context_tokens=100)
     batch = batch_of(Endpoint.COMPLETIONS)
