@@ -43,7 +43,17 @@ The grammars are [llguidance](https://github.com/guidance-ai/llguidance)'s (MIT,
 llama.cpp). Weighed against xgrammar: llguidance has no dependencies and one stable-ABI wheel for every Python from
 3.9 on, where xgrammar brings torch, triton and apache-tvm-ffi into the intake process and has a wheel for each
 version; it refuses what it does not cover by name; its masks are computed lazily, so a schema costs nothing before
-it is used. `bench/structured.py` measures what it costs per token.
+it is used. `bench/structured.py` measures the cost: 0.04 ms of CPU a token for the masks of the demo model, beside
+27 ms for its layers on the same two cores. Masks are made by one thread, while a GPU still computes the head.
+
+## Calls of functions
+
+`tools` are shown to the model by its chat template. What it answers is read in the manner of the template's family:
+Hermes and Qwen, Llama 3, Mistral, DeepSeek (`worker/tool_calls/`, one file each); a template of none of them refuses
+`tools`. With `tool_choice` `required` or a function's name the answer is held to calls that fit the functions'
+schemas, and so it is in `auto` if one of the functions is `strict`; text may stand before and after
+calls. Otherwise what the model writes is read as it is, and what is no whole call stays text. A schema
+for the answer (`response_format`) does not go with functions that may be called.
 """
 
 
