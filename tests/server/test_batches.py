@@ -10,6 +10,7 @@ from openai import OpenAI
 from redis import Redis
 from rq import Queue
 
+from jobs.answers import Usage
 from jobs.batch import BatchStatus, Endpoint, LineFault
 from jobs.line import LineRecord, ResultRecord, completed_result, refused_result
 from jobs.queue import INTAKE_QUEUE
@@ -48,7 +49,9 @@ def results(batch_id: str) -> list[ResultRecord]:
         for index in range(3)
     ]
     done = [
-        completed_result(batch_id, line, body={}, input_tokens=7, cached_tokens=2, output_tokens=5)
+        completed_result(
+            batch_id, line, body={}, usage=Usage(input_tokens=7, cached_tokens=2, output_tokens=5)
+        )
         for line in made[:2]
     ]
     return [*done, refused_result(batch_id, made[2], status_code=400, error={})]
@@ -173,7 +176,7 @@ def wanted(file_id: str, **changed: Any) -> dict[str, Any]:
 
 REFUSED: list[tuple[dict[str, Any], str, str | None, str]] = [
     ({"endpoint": "/v1/x"}, "endpoint", "invalid_value",
-     "Invalid value: '/v1/x'. Supported values are: '/v1/chat/completions' and '/v1/completions'."),
+     "Invalid value: '/v1/x'. Supported values are: '/v1/chat/completions', '/v1/completions', and '/v1/responses'."),
     ({"endpoint": 7}, "endpoint", "invalid_type",
      "Invalid type for 'endpoint': expected a string, but got an integer instead."),
     ({"completion_window": "1h"}, "completion_window", "invalid_value",
