@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import RequestError
-from server.upload import UploadParser
+from server.file_form import FileForm
 from tests.support.server import Running
 from tests.support.wire import error_of
 
@@ -30,7 +30,8 @@ END = b"--B--\r\n"
 
 def refused(http: httpx2.Client, body: bytes, headers: dict[str, str] = FORM) -> dict[str, object]:
     answer = http.post("/v1/files", content=body, headers=headers)
-    assert answer.status_code == 400
+    is_form = headers.get("content-type", "").startswith("multipart/form-data")
+    assert answer.status_code == (400 if is_form else 415)
     assert answer.headers["x-should-retry"] == "false"
     return error_of(answer)
 
@@ -156,7 +157,7 @@ def await_blobs(running: Running, *, num_blobs: int) -> None:
 @given(body=st.binary(max_size=400), cut=st.integers(1, 50))
 def test_no_body_makes_the_parser_fail(body: bytes, cut: int) -> None:
     for whole in (body, PURPOSE + part("file", body, "f") + END, PURPOSE + b"--B\r\n" + body + END):
-        parser = UploadParser(FORM["content-type"], max_batch_bytes=100)
+        parser = FileForm(FORM["content-type"], max_batch_bytes=100)
         try:
             for start in range(0, len(whole), cut):
                 parser.feed(whole[start : start + cut])
