@@ -19,42 +19,47 @@ _NOT_HTTP: Final = {
 
 
 class Connection(H11Protocol):
-    """`stall_s` bounds the time for a whole head, and the time in which nothing is taken."""
+    """`stall_s` bounds the time for a whole head, and the time in which nothing is taken. Who goes
+    on with a body that was answered already may do so for `linger_s`.
+    """
 
     stall_s = 60.0
+    linger_s = 5.0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]  # narrower there
-        self._await_head()
+        self._expect("head", self.stall_s)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
-            self._await_head()
-        elif self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+            self._expect("head", self.stall_s)
+        else:
+            self._met("head")
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._met("body's end")
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            # Not at once, or the answer may be lost with what was sent in vain.
+            self._expect("body's end", min(self.linger_s, self.stall_s))
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._write_timer is None:
-            self._write_timer = self.loop.call_later(self.stall_s, self._cut)
+        self._expect("taker", self.stall_s)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+        self._met("taker")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._head_timer, self._write_timer):
-            if timer is not None:
-                timer.cancel()
+        for what in list(self._timers):
+            self._met(what)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -73,9 +78,14 @@ class Connection(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
-    def _await_head(self) -> None:
-        if self._head_timer is None and not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(self.stall_s, self._cut)
+    def _expect(self, what: str, within_s: float) -> None:
+        if what not in self._timers and not self.transport.is_closing():
+            self._timers[what] = self.loop.call_later(within_s, self._cut)
+
+    def _met(self, what: str) -> None:
+        timer = self._timers.pop(what, None)
+        if timer is not None:
+            timer.cancel()
 
     def _cut(self) -> None:
         # Not closed, which would wait for what is unsent: nobody takes it.

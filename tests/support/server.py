@@ -44,8 +44,8 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp, *, stall_s: float = 60.0) -> Iterator[str]:
-    """Yield the address, `http://127.0.0.1:<port>`, of the running application."""
+def serving(app: ASGIApp, *, stall_s: float = 60.0, port: int = 0) -> Iterator[str]:
+    """Yield the address, `http://127.0.0.1:<port>`, of the running application; 0: any port."""
     config = uvicorn.Config(
         app,
         http=connection_class(stall_s),
@@ -55,7 +55,7 @@ def serving(app: ASGIApp, *, stall_s: float = 60.0) -> Iterator[str]:
         timeout_graceful_shutdown=5,
     )
     server = _Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -65,3 +65,8 @@ def serving(app: ASGIApp, *, stall_s: float = 60.0) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(_START_LIMIT_S)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
