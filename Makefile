@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 MODEL  := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo serve model test slow gpu coverage-models docs-models bench bench-peers bench-offload fmt lint types imports tests lock clean
+.PHONY: setup demo serve model test slow clients gpu coverage-models docs-models bench bench-peers bench-offload fmt lint types imports tests lock clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
@@ -61,6 +61,10 @@ tests:
 # What takes minutes, such as the whole demo; not part of `make test`.
 slow: setup model
 	$(BIN)/python -m pytest -m slow
+
+# The official client in its older major lines, each in an environment of its own; needs an index.
+clients: setup
+	$(BIN)/python -m pytest -m slow tests/contract/test_clients.py
 
 # The same engine on a CUDA device; fails where there is none.
 gpu: setup

@@ -20,6 +20,7 @@ from tests.support.server import Running, serving
 from tests.support.service import Service
 from tests.support.valkey import running_valkey
 from tests.support.wire import request_lines
+from worker.context import IntakeContext
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -102,9 +103,10 @@ def service(tmp_path_factory: pytest.TempPathFactory, contract_redis_url: str) -
     with (
         serving(create_app(box.settings)) as url,
         box.running("intake"),
-        box.running("worker"),
+        box.running("worker", sweep_s=0.01),
         strict_client(url) as client,
     ):
+        box.until(lambda: box.redis.scard("rq:workers") == 2, seconds=60)
         yield Service(url=url, client=client, box=box)
     box.close()
 
@@ -116,3 +118,8 @@ def box(tmp_path: Path, valkey_url: str) -> Iterator[Box]:
     box.redis.flushall()
     yield box
     box.close()
+
+
+@pytest.fixture
+def context(box: Box) -> IntakeContext:
+    return box.intake_context()
