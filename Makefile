@@ -81,6 +81,7 @@ docs-models: setup
 # Each prints a table; docs/benchmarks.md has the last ones. Nothing else should run meanwhile.
 bench: setup model bench-peers
 	$(BIN)/python bench/server_memory.py
+	$(BIN)/python -m bench.pipeline
 	$(BIN)/python bench/demo_oracle.py $(MODEL)
 	$(BIN)/python bench/overlap.py
 	$(BIN)/python -m bench.memory $(MODEL)

@@ -152,7 +152,7 @@ def test_098_everything_killed_goes_on_from_what_was_finished(tmp_path: Path, bo
     ):
         service = Service(url=url, client=OpenAI(base_url=f"{url}/v1", api_key="any"), box=box)
         batch_id = service.submit(lines).id
-        box.until(lambda: box.num_settled(batch_id) > 15)
+        box.until(lambda: box.num_settled(batch_id) > 15, seconds=60)
         server.kill()
     before = box.num_settled(batch_id)
     num_submitted = len(box.submitted())
