@@ -26,7 +26,7 @@ SCHEMA: Final[dict[str, Any]] = {
     "required": list(_REQUIRED),
     "additionalProperties": False,
     "properties": {
-        "input_file_id": {"type": "string"},
+        "input_file_id": {"type": "string", "minLength": 1},
         "endpoint": {"type": "string", "enum": [endpoint.value for endpoint in Endpoint]},
         "completion_window": {"type": "string", "enum": list(COMPLETION_WINDOWS_S)},
         "metadata": {

@@ -22,7 +22,11 @@ UPLOAD_SCHEMA: Final[dict[str, Any]] = {
     "required": [*_TEXTS, "bytes"],
     "additionalProperties": False,
     "properties": {
-        "filename": {"type": "string", "maxLength": refusals.MAX_FILENAME_CHARACTERS},
+        "filename": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": refusals.MAX_FILENAME_CHARACTERS,
+        },
         "purpose": {"type": "string", "enum": [purpose.value for purpose in PURPOSES]},
         "bytes": {"type": "integer", "minimum": 1, "maximum": MAX_UPLOAD_BYTES},
         "mime_type": {"type": "string", "maxLength": _MAX_MIME_TYPE_CHARACTERS},
