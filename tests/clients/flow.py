@@ -142,12 +142,12 @@ async def without_blocking(options: dict[str, Any], model: str) -> None:
     async with openai.AsyncOpenAI(**options) as client:
         file = await client.files.create(file=lines(model, [1, 2]), purpose="batch")
         assert file.filename == "upload"
-        batch = await client.batches.create(
-            input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h"
-        )
+        wish: dict[str, Any] = {"endpoint": ENDPOINT, "completion_window": "24h"}
+        batch = await client.batches.create(input_file_id=file.id, **wish)
         while batch.status not in FINAL:
             await asyncio.sleep(0.02)
             batch = await client.batches.retrieve(batch.id)
+        assert batch.output_file_id is not None
         content = await client.files.content(batch.output_file_id)
         assert len(content.text.splitlines()) == 2
         assert batch.id in [found.id async for found in client.batches.list(limit=2)]

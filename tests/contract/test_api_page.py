@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from jobs.openai import BatchObject, FileObject, ModelObject, PartObject, UploadObject
 from jobs.settings import Settings
@@ -15,7 +16,7 @@ from server.batch_request import COMPLETION_WINDOWS_S
 _ROOT = Path(__file__).parents[2]
 _PAGE = (_ROOT / "docs" / "api.md").read_text()
 _REF = re.compile(r"`([^`]+)`")
-OBJECTS = {
+OBJECTS: dict[str, type[BaseModel]] = {
     "file": FileObject,
     "upload": UploadObject,
     "part": PartObject,
