@@ -1,6 +1,7 @@
 """Checklist 31 to 47: files read, listed, deleted, expired."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,9 +50,10 @@ def test_034_a_download_that_breaks_raises_in_the_client(
     with http.stream("GET", url) as answer:
         assert answer.headers["content-length"] == "3000000"
 
-    def broken(*_: object) -> Iterator[bytes]:
-        yield bytes(1_000_000)
-        raise OSError("the disk is gone")
+    def broken(opened: contextlib.ExitStack, *_: object) -> Iterator[bytes]:
+        with opened:
+            yield bytes(1_000_000)
+            raise OSError("the disk is gone")
 
     monkeypatch.setattr("server.download._chunks", broken)
     with pytest.raises(openai.APIConnectionError):

@@ -163,7 +163,7 @@ def test_098_everything_killed_goes_on_from_what_was_finished(tmp_path: Path, bo
         box.running("worker", block_rows=8),
     ):
         service = Service(url=url, client=OpenAI(base_url=f"{url}/v1", api_key="any"), box=box)
-        batch = service.wait(batch_id)
+        batch = service.wait(batch_id, limit_s=120)
         rows = service.rows(batch.output_file_id)
     assert sorted(row["custom_id"] for row in rows) == sorted(f"c-{index}" for index in range(60))
     assert len(box.submitted()) - num_submitted == 60 - before
