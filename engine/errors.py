@@ -3,6 +3,7 @@
 EngineError
 ├── CheckpointError        the files cannot be read: missing, truncated, damaged
 ├── UnsupportedModelError  the architecture is named, and why it cannot be honoured
+├── ComputeDtypeError      the model cannot be computed in that dtype here, and why
 ├── BudgetError            a tier lacks bytes: which tier, how many, how many are there
 ├── PromptError            one prompt cannot run (the row fails, the block goes on)
 ├── PackError              a packed weight file does not hold what its manifest says
@@ -21,6 +22,10 @@ class CheckpointError(EngineError):
 
 class UnsupportedModelError(EngineError):
     """The architecture's semantics cannot be honoured."""
+
+
+class ComputeDtypeError(EngineError):
+    """The dtype asked for is unknown, or of no use on this device."""
 
 
 class BudgetError(EngineError):
