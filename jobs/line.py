@@ -53,9 +53,15 @@ class LineRecord:
     shard_index: int
 
     def as_row(self) -> dict[str, Any]:
-        row = dataclasses.asdict(self)
-        row["line_index"] = row.pop("index")
-        return row
+        # Spelled out: `asdict` copies deeply, and this is done for every line.
+        return {
+            "line_index": self.index,
+            "custom_id": self.custom_id,
+            "offset_bytes": self.offset_bytes,
+            "num_bytes": self.num_bytes,
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "shard_index": self.shard_index,
+        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +77,15 @@ class ResultRecord:
     output_tokens: int = 0
 
     def as_row(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {
+            "batch_id": self.batch_id,
+            "line_index": self.line_index,
+            "outcome": self.outcome,
+            "row": self.row,
+            "input_tokens": self.input_tokens,
+            "cached_tokens": self.cached_tokens,
+            "output_tokens": self.output_tokens,
+        }
 
 
 def parse_request_line(

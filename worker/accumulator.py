@@ -151,9 +151,12 @@ class Accumulator:
     def pop_done(self) -> list[HeldShard]:
         """Shards with nothing left to do, marked done in the ledger unless given up."""
         done = [shard for shard in self._shards.values() if not shard.pending]
+        kept = [shard for shard in done if not shard.is_given_up]
+        settled = self._ledger.lines.finish_shards([shard.key for shard in kept])
+        last = {shard.batch.id: shard for shard in kept}
+        for batch_id in settled:
+            last[batch_id].is_last = True
         for shard in done:
-            if not shard.is_given_up:
-                shard.is_last = self._ledger.lines.finish_shard(shard.batch.id, shard.index)
             del self._shards[shard.key]
         return done
 
