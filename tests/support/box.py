@@ -111,11 +111,11 @@ class Box:
     def batch(self, batch_id: str) -> Batch:
         return self.ledger.batches.get(batch_id)
 
-    def wait(self, batch_id: str, *, seconds: float = 20) -> Batch:
+    def wait(self, batch_id: str, *, seconds: float = 60) -> Batch:
         self.until(lambda: self.batch(batch_id).status.is_final, seconds=seconds)
         return self.batch(batch_id)
 
-    def until(self, condition: Callable[[], object], *, seconds: float = 20) -> None:
+    def until(self, condition: Callable[[], object], *, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "waited too long"

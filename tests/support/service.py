@@ -36,7 +36,7 @@ class Service:
             **more,
         )
 
-    def wait(self, batch_id: str, *, limit_s: float = 30) -> Batch:
+    def wait(self, batch_id: str, *, limit_s: float = 60) -> Batch:
         end_s = time.monotonic() + limit_s
         while (batch := self.client.batches.retrieve(batch_id)).status not in FINAL:
             assert time.monotonic() < end_s, batch
