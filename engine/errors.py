@@ -5,10 +5,13 @@ EngineError
 ├── UnsupportedModelError  the architecture is named, and why it cannot be honoured
 ├── ComputeDtypeError      the model cannot be computed in that dtype here, and why
 ├── BudgetError            a tier lacks bytes: which tier, how many, how many are there
+├── HardwareError          a machine's description lacks a figure or has one that cannot be
+├── WorkloadError          no rows are like those described
 ├── PromptError            one prompt cannot run (the row fails, the block goes on)
 ├── PackError              a packed weight file does not hold what its manifest says
 ├── TokenizerError         text was given, and the checkpoint has no tokenizer for it
-└── ChatTemplateError      there is no chat template, or it refuses the messages
+├── ChatTemplateError      there is no chat template, or it refuses the messages
+└── GrammarError           a grammar cannot be honoured, and why
 """
 
 
@@ -32,6 +35,14 @@ class BudgetError(EngineError):
     """A tier's byte budget is too small for the policy."""
 
 
+class HardwareError(EngineError):
+    """A machine's description cannot be read, or lacks what is asked of it."""
+
+
+class WorkloadError(EngineError):
+    """A described workload has no rows, or rows that cannot be."""
+
+
 class PromptError(EngineError):
     """One prompt is refused; `code` and `param` follow the wire contract's names."""
 
@@ -51,3 +62,7 @@ class TokenizerError(EngineError):
 
 class ChatTemplateError(EngineError):
     """Messages cannot become a prompt."""
+
+
+class GrammarError(EngineError):
+    """A grammar cannot be honoured."""

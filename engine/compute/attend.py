@@ -91,9 +91,9 @@ def attend(
     sums = query.new_empty(num_tokens, num_heads, dtype=summed) if merges else None
     looks_up = suits_lookup(num_heads, keys)
     for lookup in plan.lookups(num_heads, keys) if looks_up else ():
-        rows = query[:, lookup.tokens].transpose(0, 1)
+        rows = query.transpose(0, 1).index_select(0, lookup.tokens)
         answer, total = lookup.attend(rows, keys, values, head=head, wants_sums=merges)
-        out[lookup.tokens] = answer
+        out.index_copy_(0, lookup.tokens, answer)
         if sums is not None and total is not None:
             sums[lookup.tokens] = total
     for part in plan.own if looks_up else (*plan.own, *map(_row_part, plan.decoding)):

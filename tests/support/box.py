@@ -20,8 +20,11 @@ from jobs.file import new_file_id
 from jobs.ledger.ledger import Ledger
 from jobs.queue import BLOCK_QUEUE, Doorbell
 from jobs.settings import Settings
-from worker.context import open_store
+from tests.support.fake_engine import FakeTokenizer
+from worker.context import IntakeContext, open_store
 from worker.main import connect
+from worker.model import served_model
+from worker.render import Renderer
 
 ROOT = Path(__file__).parents[2]
 MODEL = "tiny"
@@ -89,6 +92,21 @@ class Box:
         if ring:
             self.doorbell.validate(batch.id)
         return batch.id
+
+    def intake_context(self) -> IntakeContext:
+        """What intake's tasks work with, in this process."""
+        served = served_model(self.settings)
+        self.ledger.models.serve(served)
+        return IntakeContext(
+            settings=self.settings,
+            ledger=self.ledger,
+            store=self.store,
+            doorbell=self.doorbell,
+            renderer=Renderer(
+                tokenizer=FakeTokenizer(), max_context_tokens=served.max_context_tokens
+            ),
+            model_id=served.id,
+        )
 
     def batch(self, batch_id: str) -> Batch:
         return self.ledger.batches.get(batch_id)
