@@ -128,7 +128,9 @@ class Table:
         if self._candidate.away is Away.FETCHED:
             most = self._candidate.kept_tokens * shape.kv_bytes_per_token
             kv = Split(gpu_bytes=0, cpu_bytes=0, disk_bytes=most)
-            fixed[base.compute] += fetch_bytes(shape, dataclasses.replace(base, kv=kv))
+            fetched_bytes = fetch_bytes(shape, dataclasses.replace(base, kv=kv))
+            for tier in {base.compute, Tier.CPU}:
+                fixed[tier] += fetched_bytes
         return fixed
 
     def _add_splits(self) -> None:
