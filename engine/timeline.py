@@ -7,7 +7,7 @@ import enum
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 
@@ -24,7 +24,7 @@ class Track(enum.StrEnum):
     SAMPLING = "sampling"
     WAIT = "waiting for weights"  # compute stood still
     SWEEP = "sweep"
-    LOADING = "loading"  # reads before the first sweep: of what stays
+    LOADING = "loading"  # reads of what stays, and those that only check
 
 
 COMPUTE: Final = (Track.LAYERS, Track.HEAD, Track.SAMPLING)
@@ -141,6 +141,7 @@ class Timeline:
         self._totals = {track: Total() for track in Track}
         self._covered = {track: Coverage() for track in Track}
         self._idle = {link: _Idle(link) for link in WEIGHT_LINKS}
+        self._waits: list[tuple[float, float]] = []  # of this sweep
         self._sink = sink
         self._keep_events = keep_events
         self.events: list[Event] = []
@@ -154,18 +155,27 @@ class Timeline:
         ended_s: float,
         num_bytes: int = 0,
         flops: int = 0,
+        but_waits: bool = False,
     ) -> None:
+        """`but_waits`: what was waited for weights within the span is not of it."""
         with self._lock:
             total = self._totals[track]
             total.num_spans += 1
-            total.busy_s += ended_s - started_s
             total.num_bytes += num_bytes
             total.flops += flops
-            self._covered[track].add(started_s, ended_s)
-            for idle in self._idle.values():
-                idle.add(track, started_s, ended_s)
+            parts = [(started_s, ended_s)]
+            if but_waits:
+                parts = _without(parts[0], self._waits)
+            for start_s, end_s in parts:
+                total.busy_s += end_s - start_s
+                self._covered[track].add(start_s, end_s)
+                for idle in self._idle.values():
+                    idle.add(track, start_s, end_s)
+            if track is Track.WAIT:
+                self._waits.append((started_s, ended_s))
             if track is Track.SWEEP:
                 self._settle(started_s)
+                self._waits.clear()
             if self._keep_events or self._sink is not None:
                 thread = threading.current_thread().name
                 event = Event(track, name, started_s, ended_s, num_bytes, thread, flops)
@@ -173,7 +183,13 @@ class Timeline:
 
     @contextlib.contextmanager
     def span(
-        self, track: Track, name: str, *, num_bytes: int = 0, flops: int = 0
+        self,
+        track: Track,
+        name: str,
+        *,
+        num_bytes: int = 0,
+        flops: int = 0,
+        but_waits: bool = False,
     ) -> Iterator[None]:
         """Time the body; a body that raises is not counted."""
         started_s = time.perf_counter()
@@ -185,6 +201,7 @@ class Timeline:
             ended_s=time.perf_counter(),
             num_bytes=num_bytes,
             flops=flops,
+            but_waits=but_waits,
         )
 
     def count(self, name: str, value: int) -> None:
@@ -229,3 +246,16 @@ class Timeline:
         for idle in self._idle.values():
             idle.busy.settle(before_s)
             idle.all.settle(before_s)
+
+
+def _without(
+    span: tuple[float, float], waits: Sequence[tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """What remains of the span beside waits in it: they are disjoint and in order."""
+    parts = []
+    start_s, end_s = span
+    for wait_start_s, wait_end_s in waits[bisect.bisect_left(waits, span) :]:
+        if wait_end_s <= end_s:
+            parts.append((start_s, wait_start_s))
+            start_s = wait_end_s
+    return [*parts, (start_s, end_s)]

@@ -13,9 +13,7 @@ from engine.compute.logprobs import read_scores, score
 from engine.compute.penalties import change_logits, changes_logits
 from engine.compute.truncation import choose
 from engine.config import TokenLogprobs
-
-WORKING_BYTES: Final = 64 * 2**20
-"""About how much memory the copies may take, beside the logits themselves."""
+from engine.planning.cost import SAMPLING_BYTES
 
 _BYTES_PER_LOGIT: Final = 48
 """Of a copied row at worst: its float32, its weights, those of its nucleus, their digits and sums."""
@@ -96,7 +94,7 @@ def _score(
 
 
 def _chunks(rows: Sequence[int], vocab_size: int) -> Iterator[Sequence[int]]:
-    size = max(1, WORKING_BYTES // (_BYTES_PER_LOGIT * vocab_size))
+    size = max(1, SAMPLING_BYTES // (_BYTES_PER_LOGIT * vocab_size))
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 

@@ -2,7 +2,7 @@
 nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -63,6 +63,11 @@ class Binder:
         for module, attribute in self._owners[name]:
             if module is self._embedding:
                 _put(module, attribute, table)
+
+    def on_call_end(self, name: str, tell: Callable[[], None]) -> None:
+        """`tell` whenever a call of the module that holds this weight is over."""
+        for module, _ in self._owners[name]:
+            module.register_forward_hook(lambda *_: tell())
 
     def _replace(self, piece: Piece) -> Sliced:
         name = piece.tensor.name

@@ -30,25 +30,30 @@ def values_of(
 class Slice:
     """Rows `first` to `last` of a matrix in stored dtype; None while its bytes are elsewhere.
 
-    One of a stack may be bound to what fetches single rows of it instead.
+    `on_ask`, if there is one, is told before they are handed out, and may have them brought. One of
+    a stack may be bound to what fetches single rows of it instead.
     """
 
-    __slots__ = ("_fetch", "_stored", "first", "last")
+    __slots__ = ("_fetch", "_stored", "first", "last", "on_ask")
 
     def __init__(self, first: int, last: int) -> None:
         self.first = first
         self.last = last
+        self.on_ask: Callable[[], None] | None = None
         self._stored: torch.Tensor | None = None
         self._fetch: Callable[[int], torch.Tensor] | None = None
 
     @property
     def stored(self) -> torch.Tensor:
+        """Use it before the next slice is asked for. Raises what bringing it does."""
+        if self.on_ask is not None:
+            self.on_ask()
         assert self._stored is not None, "a streamed slice is there between acquire and release"
         return self._stored
 
     @property
     def is_bound(self) -> bool:
-        return self._stored is not None
+        return self._stored is not None or self._fetch is not None
 
     def bind(self, stored: torch.Tensor) -> None:
         self._stored = stored
@@ -59,6 +64,8 @@ class Slice:
 
     def row(self, row: int) -> torch.Tensor:
         """Raises what fetching it does."""
+        if self.on_ask is not None:
+            self.on_ask()
         return self.stored[row - self.first] if self._fetch is None else self._fetch(row)
 
     def unbind(self) -> None:

@@ -4,7 +4,8 @@ threads.
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
 
 import torch
 
@@ -14,6 +15,9 @@ from engine.memory.layout import BUFFERS
 from engine.memory.manifest import PackedTensor, PackGroup
 from engine.memory.tiers import PAGE_BYTES
 from engine.planning.policy import Split, Tier
+
+_BORDER_ROWS: Final = 32
+"""Kernels compute in blocks of no more rows."""
 
 
 def split_groups(groups: Sequence[PackGroup]) -> tuple[list[PackGroup], list[PackGroup]]:
@@ -80,6 +84,9 @@ class Parts:
     on_disk: tuple[Piece, ...]
 
 
+NOTHING: Final = Parts(resident=(), hosted=(), on_disk=())
+
+
 def whole_piece(group: PackGroup, tensor: PackedTensor, kind: Kind) -> Piece:
     num_rows = rows_of(tensor, kind)
     return Piece(
@@ -103,6 +110,62 @@ def part(pieces: Sequence[Piece], split: Split, compute: Tier) -> Parts:
     resident, rest = _cut(pieces, split.resident_bytes(compute))
     hosted, on_disk = _cut(rest, split.cpu_bytes if compute is Tier.GPU else 0)
     return Parts(resident=tuple(resident), hosted=tuple(hosted), on_disk=tuple(on_disk))
+
+
+def cut_stretches(parts: Parts, limit_bytes: int, *, stacks: Collection[str]) -> list[Parts]:
+    """What streams, in stretches of one tier and of at most so many bytes, unless one row has more.
+
+    They are in the pack's order; but stacks, by name, take turns: a forward needs all of an expert.
+    """
+    streamed = parts.hosted + parts.on_disk
+    largest = max((each.row_bytes for each in streamed if each.tensor.name in stacks), default=1)
+    num_experts = max(1, limit_bytes // largest)
+    stretches: list[Parts] = []
+    for tier in ("hosted", "on_disk"):
+        cut: list[Piece] = []
+        for piece in getattr(parts, tier):
+            is_stack = piece.tensor.name in stacks
+            cut += _at_most(piece, num_experts if is_stack else _num_rows(piece, limit_bytes))
+        stretches += [
+            dataclasses.replace(NOTHING, **{tier: run})
+            for run in _join(_in_turns(cut, stacks, num_experts), limit_bytes)
+        ]
+    return stretches
+
+
+def _num_rows(piece: Piece, limit_bytes: int) -> int:
+    num_rows = max(1, limit_bytes // piece.row_bytes)
+    return num_rows // _BORDER_ROWS * _BORDER_ROWS or num_rows
+
+
+def _at_most(piece: Piece, num_rows: int) -> list[Piece]:
+    """Cut where multiples of so many rows of the tensor end."""
+    inner = range((piece.first // num_rows + 1) * num_rows, piece.last, num_rows)
+    borders = itertools.pairwise([piece.first, *inner, piece.last])
+    return [dataclasses.replace(piece, first=first, last=last) for first, last in borders]
+
+
+def _in_turns(
+    pieces: Sequence[Piece], stacks: Collection[str], num_experts: int
+) -> Iterator[list[Piece]]:
+    """Pieces that lie together: matrices as they come; of stacks side by side, the same experts."""
+    for is_stack, run in itertools.groupby(pieces, key=lambda each: each.tensor.name in stacks):
+        if not is_stack:
+            yield list(run)
+        else:
+            yield from ([each] for each in sorted(run, key=lambda each: each.first // num_experts))
+
+
+def _join(groups: Iterator[list[Piece]], limit_bytes: int) -> list[tuple[Piece, ...]]:
+    """Neighbours of a group, as many as the limit allows."""
+    runs: list[tuple[Piece, ...]] = []
+    for group in groups:
+        runs.append(())
+        for piece in group:
+            if Span((*runs[-1], piece)).num_bytes > limit_bytes and runs[-1]:
+                runs.append(())
+            runs[-1] += (piece,)
+    return runs
 
 
 def _cut(pieces: Sequence[Piece], leading_bytes: int) -> tuple[list[Piece], list[Piece]]:

@@ -1,11 +1,10 @@
 """Where every weight of a pack lies under a policy: what is loaded for good, and the units that
-stream. Fetches nothing twice and knows no slots.
+stream, in the order of a sweep. Fetches nothing twice and knows no slots.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 
@@ -17,20 +16,28 @@ from engine.memory.layout import BUFFERS
 from engine.memory.loading import Loader
 from engine.memory.manifest import Pack
 from engine.memory.matrix import Slice
-from engine.memory.placement import Parts, Piece, Span, part, split_groups, whole_piece
+from engine.memory.placement import (
+    NOTHING,
+    Parts,
+    Piece,
+    Span,
+    cut_stretches,
+    part,
+    split_groups,
+    whole_piece,
+)
 from engine.memory.tiers import HostArena, HostBuffer, page_aligned
 from engine.planning.cost import HEAD_TILE_BYTES
 from engine.planning.policy import Policy, Split
 from engine.timeline import Timeline
 
-_NOTHING: Final = Parts(resident=(), hosted=(), on_disk=())
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unit:
-    """What is there between one acquire and release: the streamed part of a layer, or a tile of the
-    head. `hosted` lies in host memory, the rest on disk; both go to one slot. `stacks` are those of
-    its pieces that can be fetched expert by expert.
+    """What one fetch brings: the streamed part of a layer, a stretch of it, or a tile of the head.
+
+    `hosted` lies in host memory, the rest on disk; both go to one slot. `stacks` are those of its
+    pieces that can be fetched expert by expert.
     """
 
     name: str
@@ -44,16 +51,27 @@ class Unit:
         return Span(self.hosted.pieces + self.on_disk.pieces)
 
     def fetched_ahead(self, span: Span, *, in_part: bool) -> list[Span]:
-        """What of one of its spans is fetched before it is acquired."""
+        """What of one of its spans is fetched before it is asked for."""
         if not in_part:
             return [span] if span.pieces else []
         return span.runs(self.stacks)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stage:
+    """What is acquired and released at once: a layer, or a tile of the head. `units` are indices, of
+    a layer that does not stream none.
+    """
+
+    name: str
+    units: range
+
+
 class Placement:
     """A pack cut by a policy, and bound to a skeleton. `load` fills what does not stream.
 
-    Raises EngineError where the policy does not fit the pack.
+    `stages` are the layers, then the tiles of the head. Raises EngineError where the policy does not
+    fit the pack.
     """
 
     def __init__(self, pack: Pack, binder: Binder, policy: Policy, device: torch.device) -> None:
@@ -73,12 +91,13 @@ class Placement:
             else:
                 self._head = piece
         self._require_policy()
-        self.units = [
-            self._unit(group.name, self._part(self._placeable(group.name), split))
-            for group, split in zip(layers, policy.layer_splits, strict=True)
-        ]
+        self.units: list[Unit] = []
+        self.stages: list[Stage] = []
+        for group, split in zip(layers, policy.layer_splits, strict=True):
+            self._add_layer(group.name, self._part(self._placeable(group.name), split))
         self._head_parts = self._part_one(self._head, policy.head_split)
-        self.units += self._head_units()
+        for index, tile in enumerate(self._head_tiles()):
+            self._add_stage(f"head tile {index}", [tile])
         self._table_parts = self._part_one(self._table, policy.embedding_split)
 
     def _placeable(self, group_name: str) -> list[Piece]:
@@ -111,8 +130,28 @@ class Placement:
 
     def _part_one(self, piece: Piece | None, split: Split | None) -> Parts:
         if piece is None:
-            return _NOTHING
+            return NOTHING
         return self._part([piece], split or Split.on(self._policy.compute, piece.num_bytes))
+
+    def _add_layer(self, name: str, parts: Parts) -> None:
+        """As one unit, if it fits the policy's or cannot be computed with in parts; or cut."""
+        streamed = Span(parts.hosted + parts.on_disk)
+        names = {piece.tensor.name for piece in streamed.pieces}
+        stretches = [parts] if streamed.pieces else []
+        most_bytes = self._policy.unit_bytes or streamed.num_bytes
+        if streamed.num_bytes > most_bytes and not names & self._of_kind(Kind.WHOLE):
+            stretches = cut_stretches(parts, most_bytes, stacks=names & self._of_kind(Kind.STACK))
+        self._add_stage(name, stretches)
+
+    def _of_kind(self, kind: Kind) -> set[str]:
+        return {name for name, each in self._binder.kinds.items() if each is kind}
+
+    def _add_stage(self, name: str, stretches: Sequence[Parts]) -> None:
+        first = len(self.units)
+        for index, parts in enumerate(stretches):
+            unit_name = name if len(stretches) == 1 else f"{name}, part {index}"
+            self.units.append(self._unit(unit_name, parts))
+        self.stages.append(Stage(name, range(first, len(self.units))))
 
     def _unit(self, name: str, parts: Parts) -> Unit:
         streamed = parts.hosted + parts.on_disk
@@ -126,20 +165,22 @@ class Placement:
             ),
         )
 
-    def _head_units(self) -> list[Unit]:
+    def _head_tiles(self) -> list[Parts]:
         """The head's streamed rows in tiles that fit a layer's slot."""
         parts = self._head_parts
         if self._head is None or not parts.hosted + parts.on_disk:
             return []
-        layer_bytes = max((unit.streamed.num_bytes for unit in self.units), default=0)
-        num_rows = max(1, max(layer_bytes, HEAD_TILE_BYTES) // self._head.row_bytes)
-        tiles = [
-            dataclasses.replace(_NOTHING, **{tier: (tile,)})
+        tile_bytes = self._policy.unit_bytes
+        if tile_bytes is None:
+            largest = max((unit.streamed.num_bytes for unit in self.units), default=0)
+            tile_bytes = max(largest, HEAD_TILE_BYTES)
+        num_rows = max(1, tile_bytes // self._head.row_bytes)
+        return [
+            dataclasses.replace(NOTHING, **{tier: (tile,)})
             for tier, pieces in (("hosted", parts.hosted), ("on_disk", parts.on_disk))
             for piece in pieces
             for tile in piece.cut(num_rows)
         ]
-        return [self._unit(f"head tile {index}", tile) for index, tile in enumerate(tiles)]
 
     # -- loading ---------------------------------------------------------------------------
 
@@ -203,7 +244,8 @@ class Placement:
 
     def _held_in_host(self, parts: Parts, loader: Loader, *, tied: bool) -> list[Slice]:
         """Rows in host memory beside a GPU: of a tied table those that the head's tiles stream."""
-        spans = [(unit.hosted, unit) for unit in self.units[self.num_layers :]] if tied else []
+        first_tile = self.stages[self.num_layers - 1].units.stop
+        spans = [(unit.hosted, unit) for unit in self.units[first_tile:]] if tied else []
         held = []
         for span, unit in spans:
             for piece in span.pieces:

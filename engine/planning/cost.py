@@ -6,7 +6,13 @@ from typing import Final
 from engine.config import Budgets
 from engine.errors import BudgetError
 from engine.planning.policy import Policy, Split, Tier
-from engine.planning.shape import ModelShape, Placeable, resident_bytes, unpacked_bytes
+from engine.planning.shape import (
+    ModelShape,
+    Placeable,
+    resident_bytes,
+    total_bytes,
+    unpacked_bytes,
+)
 
 KV_PAGE_TOKENS: Final = 16
 """Tokens that keys and values are handed out by."""
@@ -15,26 +21,43 @@ TILE_BYTES: Final = 8 * 2**20
 """Rows of a matrix that are turned into compute dtype at once, in compute dtype."""
 
 HEAD_TILE_BYTES: Final = 32 * 2**20
-"""Rows of the head that are streamed at once where no layer's slot is larger, in stored dtype."""
+"""Rows of the head that are streamed at once where layers come whole and none is larger, in stored
+dtype."""
+
+SAMPLING_BYTES: Final = 32 * 2**20
+"""Copies of logits that are sampled from at once, a few rows of them, beside the logits themselves."""
 
 _SCRATCH_BYTES: Final = 4 * TILE_BYTES  # a tile, its copy inside the kernel, two products
 _RUNTIME_BYTES: Final = 48 * 2**20  # the model's modules, threads, allocators' slack
 _TOKENIZER_BYTES_PER_TOKEN: Final = 512  # of a vocabulary
-_SAMPLING_BYTES: Final = 32 * 2**20  # logits are sampled from chunk by chunk
 _READ_SLACK_BYTES: Final = 2 * 4096  # a direct read starts and ends on page borders
 _TENSOR_SLACK_BYTES: Final = 64  # tensors lie on cache lines
 
 
 def slot_bytes(shape: ModelShape, policy: Policy) -> int:
-    """One slot: the largest streamed part of a layer; at least a tile of a streamed head."""
+    """One slot: the largest unit. At least a tile of a streamed head."""
     compute = policy.compute
     largest = 0
     for tensors, split in zip(shape.layers, policy.layer_splits, strict=True):
         if streamed := split.streamed_bytes(compute):
-            largest = max(largest, streamed + len(tensors) * _TENSOR_SLACK_BYTES)
+            unit_bytes = min(streamed, _largest_unit_bytes(tensors, policy))
+            largest = max(largest, unit_bytes + len(tensors) * _TENSOR_SLACK_BYTES)
     head = policy.head_split.streamed_bytes(compute) if policy.head_split else 0
-    largest = max(largest, min(head, HEAD_TILE_BYTES))
+    largest = max(largest, min(head, _tile_bytes(shape, policy)))
     return largest + _READ_SLACK_BYTES if largest else 0
+
+
+def _largest_unit_bytes(tensors: Sequence[Placeable], policy: Policy) -> int:
+    """Of a layer all of which streams; a unit is one row, or one expert, at least."""
+    if policy.unit_bytes is None or any(tensor.is_whole for tensor in tensors):
+        return total_bytes(tensors)
+    return max(policy.unit_bytes, *(tensor.granule_bytes for tensor in tensors))
+
+
+def _tile_bytes(shape: ModelShape, policy: Policy) -> int:
+    if policy.unit_bytes is None or shape.head is None:
+        return HEAD_TILE_BYTES
+    return max(policy.unit_bytes, shape.head.granule_bytes)
 
 
 def activation_bytes(
@@ -42,14 +65,17 @@ def activation_bytes(
 ) -> int:
     """What a sweep holds beside weights and KV, at 4 bytes an element.
 
-    Of every token of the sweep its hidden state, residual and position; of one micro-batch the
-    attention's and the MLP's intermediates; of every row its logits.
+    Of every token of the sweep its hidden state, residual and position. Beside them, of one
+    micro-batch the attention's intermediates, then the MLP's; and when layers are through, of every
+    row its logits, and what sampling copies of them.
     """
     tokens = sweep_tokens + block_rows
     carried = 4 * tokens * shape.hidden_size
-    widest = min(tokens, micro_batch_tokens) * (8 * shape.hidden_size + 3 * shape.intermediate_size)
+    widest = min(tokens, micro_batch_tokens) * max(
+        8 * shape.hidden_size, 2 * shape.hidden_size + 3 * shape.intermediate_size
+    )
     logits = (2 if shape.scales_logits else 1) * block_rows * shape.vocab_size
-    return 4 * (carried + widest + logits) + _SAMPLING_BYTES
+    return 4 * carried + max(4 * widest, 4 * logits + SAMPLING_BYTES)
 
 
 def fixed_bytes(
@@ -66,7 +92,9 @@ def fixed_bytes(
 
 
 def fetch_bytes(shape: ModelShape, policy: Policy) -> int:
-    """Two buffers of one layer's keys and values, for micro-batches that live on another tier."""
+    """Two buffers of one layer's keys and values, for micro-batches that live on another tier; with a
+    GPU as much again in host memory, where they are copied from.
+    """
     away = sum(policy.kv[tier] for tier in Tier if tier is not policy.compute)
     if not away or policy.attends_beside:
         return 0
@@ -132,7 +160,8 @@ def peak_bytes(shape: ModelShape, policy: Policy) -> dict[Tier, int]:
     peaks[policy.compute] += compute_tier_bytes(shape, policy)
     for tier in Tier:
         peaks[tier] += policy.kv[tier]
-    peaks[policy.compute] += fetch_bytes(shape, policy)
+    for tier in {policy.compute, Tier.CPU}:
+        peaks[tier] += fetch_bytes(shape, policy)
     if policy.hidden_tier is not None:
         peaks[policy.hidden_tier] += hidden_bytes(shape, policy)
     peaks[Tier.CPU] += host_extra_bytes(shape, policy)

@@ -74,7 +74,11 @@ class Policy:
     head_split: Split | None = None
     embedding_split: Split | None = None
     num_slots: int = 2
-    """Places for streamed layers on the compute tier: one computes while the others are filled."""
+    """Places for streamed units on the compute tier: one computes while the others are filled. Where
+    layers come in several units one of them is kept to spare."""
+    unit_bytes: int | None = None
+    """Streamed bytes of a layer that are fetched at once; None is all of them. A layer that serves
+    several micro-batches needs slots for all of its units."""
     attends_beside: bool = True
     fetch_tokens: int = 65536
     """Cached tokens that one micro-batch may bring from another tier."""
@@ -84,8 +88,13 @@ class Policy:
     """Fetch coming layers while others compute; without, each when it is asked for."""
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("block_rows", "sweep_tokens", "micro_batch_tokens"), 1)
-        for name, least_value in (least | {"fetch_tokens": 1, "num_slots": 2}).items():
+        least = dict.fromkeys(
+            ("block_rows", "sweep_tokens", "micro_batch_tokens", "fetch_tokens"), 1
+        )
+        least["num_slots"] = 2 if self.unit_bytes is None else 3
+        if self.unit_bytes is not None:
+            least["unit_bytes"] = 1
+        for name, least_value in least.items():
             if getattr(self, name) < least_value:
                 raise BudgetError(
                     f"a policy's {name} is at least {least_value}, not {getattr(self, name)}"

@@ -97,7 +97,7 @@ class Executor:
         parked: list[int] = []
         for step, coming in with_next(steps(self._num_layers, len(batches))):
             if step.is_first:
-                self._weights.acquire(step.layer)
+                self._weights.acquire(step.layer, num_forwards=len(batches))
             if coming is not None:
                 self._context.prepare(batches[coming.micro_batch].packing, coming.layer)
             flops = self._layer_flops(step.layer, batches[step.micro_batch])

@@ -35,7 +35,7 @@ class StepClock:
     @contextlib.contextmanager
     def span(self, track: Track, name: str, *, flops: int = 0) -> Iterator[None]:
         if self._stream is None:
-            with self._timeline.span(track, name, flops=flops):
+            with self._timeline.span(track, name, flops=flops, but_waits=True):
                 yield
             return
         started = self._mark()

@@ -67,7 +67,7 @@ def test_a_rows_token_and_logprobs_hang_on_neither_its_neighbours_nor_its_place(
     logits = random_logits(len(EVERY_WAY), vocab_size).to(dtype)
     alone = [sample_fully(logits[row : row + 1], [draw])[0] for row, draw in enumerate(EVERY_WAY)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "WORKING_BYTES", rows_at_once * 48 * vocab_size)
+        patch.setattr(sampling, "SAMPLING_BYTES", rows_at_once * 48 * vocab_size)
         found = sample_fully(logits[rows], [EVERY_WAY[row] for row in rows])
     assert found == [alone[row] for row in rows]
 
@@ -208,7 +208,7 @@ def test_copies_are_made_of_no_more_rows_than_the_working_memory_holds(
 
     truncation_weights = truncation.weights
     monkeypatch.setattr(truncation, "weights", spy)
-    monkeypatch.setattr(sampling, "WORKING_BYTES", 1_000_000)
+    monkeypatch.setattr(sampling, "SAMPLING_BYTES", 1_000_000)
     draws = [draw(seed=seed, temperature=1.0, top_p=0.9) for seed in range(50)]
     sample_rows(random_logits(50, 5000), draws)
     assert len(sizes) > 20

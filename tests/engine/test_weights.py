@@ -258,7 +258,7 @@ HEADS: Final = {"resident": (1.0, 1.0), "row_cut": (0.4, 0.3), "streamed": (0.0,
 
 
 def visit_all(weights: StreamedWeights) -> None:
-    for unit in range(weights.head_units.stop):
+    for unit in range(weights.head_stages.stop):
         weights.acquire(unit)
         weights.release(unit)
 
@@ -301,14 +301,14 @@ def test_head_and_embedding_are_all_there_wherever_their_rows_lie(
             weights.acquire(layer)
             weights.release(layer)
         streamed = 0
-        for unit in weights.head_units:
+        for unit in weights.head_stages:
             weights.acquire(unit)
             for part_ in weights.slices_of(unit):
                 assert torch.equal(part_.stored, matrix[part_.first : part_.last])
                 streamed += part_.last - part_.first
             weights.release(unit)
         assert streamed == 256 - int(head * 256) // 16 * 16
-        assert (len(weights.head_units) > 1) == (head < 1)
+        assert (len(weights.head_stages) > 1) == (head < 1)
     assert module.weight.shape == (256, 64)
     ids = torch.tensor([[3, 255, 3, 0, 77]])
     tables = read_group(tiny.pack, "embed")
@@ -357,7 +357,7 @@ def test_streamed_bytes_are_the_policys_in_each_sweep_exactly(
     streamed = [split.disk_bytes for split in policy.layer_splits if split.disk_bytes]
     ahead_bytes = timeline.totals()[Track.DISK_READ].num_bytes - num_sweeps * policy.streamed_bytes
     assert 0 <= ahead_bytes <= sum((streamed * 2)[:2]) + 32768
-    num_units = len(streamed) + len(weights.head_units)
+    num_units = len(streamed) + len(weights.head_stages)
     assert timeline.totals()[Track.WAIT].num_spans == num_sweeps * num_units
 
 

@@ -1,12 +1,14 @@
-"""From settings to an engine: what they say about its trace and its call log is done."""
+"""From settings to an engine: what they say of its trace, call log and dtype is done."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from engine.config import Prompt, Sampling
-from jobs.settings import Settings
+from engine.errors import ComputeDtypeError
+from jobs.settings import ComputeDtype, Settings
 from tests.support.tiny_models import write_tiny_model
 from worker.load import load
 
@@ -50,3 +52,16 @@ def test_a_model_that_fits_streams_nothing_and_has_no_ceiling_of_the_disk(
     assert report.ceilings.gemm_flops_per_s > 0
     assert report.ceilings.memory_bytes_per_s > 0
     assert "disk read" not in {line.name for line in report.lines()}
+
+
+def test_what_it_computes_in_is_the_settings_own_or_refused(settings: Settings) -> None:
+    engine = load(dataclasses.replace(settings, compute_dtype=ComputeDtype.BFLOAT16))
+    engine.submit(Prompt(key="a", token_ids=(5, 6), sampling=Sampling(max_tokens=1)))
+    engine.sweep()
+    report = engine.report()
+    engine.close()
+    assert engine.policy.compute_dtype == "bfloat16"
+    assert report.ceilings is not None
+    assert report.ceilings.gemm_flops_per_s > 0
+    with pytest.raises(ComputeDtypeError, match="float16 is computed in on a GPU only"):
+        load(dataclasses.replace(settings, compute_dtype=ComputeDtype.FLOAT16))

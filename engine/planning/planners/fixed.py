@@ -1,10 +1,11 @@
-"""A planner of fixed rules: everything resident if it fits, else the same part of every layer.
+"""A planner of fixed rules: everything resident if it fits, else the head first, then the same part
+of every layer.
 
 It measures nothing and promises nothing about speed; it keeps every budget or says which lacks what.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from engine.config import Budgets
@@ -23,16 +24,32 @@ from engine.planning.shape import ModelShape, Placeable, leading_border_bytes, t
 _BLOCK_ROWS: Final = {Tier.CPU: 96, Tier.GPU: 256}
 _SWEEP_TOKENS: Final = {Tier.CPU: 512, Tier.GPU: 4096}
 _LEAST_KV_TOKENS: Final = 256
+_LIKELY_ROW_TOKENS: Final = 512
+"""Prompt and answer: rows seldom grow to the longest that the model could take."""
+
 _KV_SHARE: Final = 0.5
 """Of what is left after the activations and what is always resident, where it is tight."""
 
+_UNIT_BYTES: Final = {Tier.CPU: 16 * 2**20, Tier.GPU: 64 * 2**20}
+_NUM_SLOTS: Final = 4  # one computes, two are filled ahead, one is spare
+
 _SHARES: Final = tuple(step / 128 for step in range(128, -1, -1))
-"""Of every layer on the compute tier, and up to there in host memory: the first that fits."""
+"""Of the head, then of every layer on the compute tier, and up to there in host memory: the first
+that fits."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Shares:
+    """How much of the head, and of every layer."""
+
+    head: float = 0.0
+    layers: float = 0.0
 
 
 def plan_fixed(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
     """All weights on the compute tier if they leave KV its share. Else the embedding's rows are
-    read as tokens ask for them, and the same leading part of every layer and of the head resides.
+    read as tokens ask for them; the head resides as far as it can, its read having little to hide
+    behind; and if it does, the same leading part of every layer.
     """
     compute = Tier.GPU if budgets.gpu_bytes else Tier.CPU
     block_rows = wishes.block_rows or _BLOCK_ROWS[compute]
@@ -46,6 +63,8 @@ def plan_fixed(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
         micro_batch_tokens=block_rows + sweep_tokens,
         kv=Split.on(compute, 0),
         layer_splits=tuple(Split.on(compute, num_bytes) for num_bytes in shape.layer_bytes),
+        num_slots=_NUM_SLOTS,
+        unit_bytes=_UNIT_BYTES[compute],
         reason="",
     )
     policy = _give_kv(shape, _place_weights(shape, budgets, everywhere), budgets)
@@ -64,14 +83,18 @@ def _place_weights(shape: ModelShape, budgets: Budgets, everywhere: Policy) -> P
     if fits(everywhere):
         return everywhere
     streaming = _without_embedding(shape, everywhere)
-    share = next((each for each in _SHARES if fits(_placed(shape, streaming, share=each))), 0.0)
+    resident = next(
+        (each for each in _residencies() if fits(_placed(shape, streaming, each))), _Shares()
+    )
     if everywhere.compute is Tier.CPU:
-        return _placed(shape, streaming, share=share)
-    return _host(shape, budgets, streaming, share=share)
+        return _placed(shape, streaming, resident)
+    return _host(shape, budgets, streaming, resident)
 
 
 def _kv_share_bytes(shape: ModelShape, budgets: Budgets, everywhere: Policy) -> int:
-    """What KV is given before weights are: all it can use, or its share where memory is tight."""
+    """What KV is given before weights are: what rows are likely to use, or its share where memory is
+    tight.
+    """
     needed = fixed_bytes(
         shape,
         sweep_tokens=everywhere.sweep_tokens,
@@ -79,7 +102,8 @@ def _kv_share_bytes(shape: ModelShape, budgets: Budgets, everywhere: Policy) -> 
         block_rows=everywhere.block_rows,
     )
     free_bytes = _budget_bytes(everywhere, budgets) - needed
-    return max(0, min(_all_kv_bytes(shape, everywhere), int(free_bytes * _KV_SHARE)))
+    likely_bytes = _kv_bytes(shape, everywhere, row_tokens=_LIKELY_ROW_TOKENS)
+    return max(0, min(likely_bytes, int(free_bytes * _KV_SHARE)))
 
 
 def _without_embedding(shape: ModelShape, policy: Policy) -> Policy:
@@ -89,18 +113,29 @@ def _without_embedding(shape: ModelShape, policy: Policy) -> Policy:
     return dataclasses.replace(policy, embedding_split=on_disk)
 
 
-def _placed(shape: ModelShape, policy: Policy, *, share: float, host_share: float = 0.0) -> Policy:
-    """The same leading `share` of every layer and of the head on the compute tier; on a GPU
-    machine what follows up to `host_share` in host memory.
-    """
+def _residencies() -> Iterator[_Shares]:
+    """From all of head and layers to nothing: layers go first."""
+    yield from (_Shares(head=1.0, layers=each) for each in _SHARES)
+    yield from (_Shares(head=each) for each in _SHARES)
 
-    def split(tensors: Sequence[Placeable]) -> Split:
+
+def _placed(
+    shape: ModelShape, policy: Policy, resident: _Shares, near: _Shares | None = None
+) -> Policy:
+    """The leading shares of every layer and of the head on the compute tier; on a GPU machine what
+    follows up to the shares `near` in host memory.
+    """
+    near = near or resident
+
+    def split(tensors: Sequence[Placeable], share: float, host_share: float) -> Split:
         return _split(tensors, policy.compute, share=share, host_share=host_share)
 
     return dataclasses.replace(
         policy,
-        layer_splits=tuple(split(tensors) for tensors in shape.layers),
-        head_split=split(shape.head_tensors) if shape.head else None,
+        layer_splits=tuple(
+            split(tensors, resident.layers, near.layers) for tensors in shape.layers
+        ),
+        head_split=split(shape.head_tensors, resident.head, near.head) if shape.head else None,
     )
 
 
@@ -115,16 +150,16 @@ def _split(
     return Split(gpu_bytes=kept, cpu_bytes=near - kept, disk_bytes=total - near)
 
 
-def _host(shape: ModelShape, budgets: Budgets, policy: Policy, *, share: float) -> Policy:
-    """With a GPU that holds `share`: of the rest as much in host memory as its budget holds."""
+def _host(shape: ModelShape, budgets: Budgets, policy: Policy, resident: _Shares) -> Policy:
+    """With a GPU that holds `resident`: of the rest as much in host memory as its budget holds."""
 
     def fits(policy: Policy) -> bool:
         return peak_bytes(shape, policy)[Tier.CPU] <= budgets.host_bytes
 
-    def hosting(host_share: float) -> Policy:
-        return _placed(shape, policy, share=share, host_share=host_share)
-
-    hosted = next((found for each in _SHARES if fits(found := hosting(each))), hosting(0.0))
+    hosted = next(
+        (found for near in _residencies() if fits(found := _placed(shape, policy, resident, near))),
+        _placed(shape, policy, resident),
+    )
     if shape.embedding is None:
         return hosted
     table = Split(gpu_bytes=0, cpu_bytes=shape.embedding.num_bytes, disk_bytes=0)
@@ -135,12 +170,15 @@ def _host(shape: ModelShape, budgets: Budgets, policy: Policy, *, share: float) 
 def _give_kv(shape: ModelShape, policy: Policy, budgets: Budgets) -> Policy:
     """KV gets all that is left of its tier, as far as the block can use it."""
     left_bytes = _budget_bytes(policy, budgets) - peak_bytes(shape, policy)[policy.compute]
-    kv_bytes = max(0, min(_all_kv_bytes(shape, policy), left_bytes))
+    most_bytes = _kv_bytes(shape, policy, row_tokens=shape.max_context_tokens)
+    kv_bytes = max(0, min(most_bytes, left_bytes))
     return dataclasses.replace(policy, kv=Split.on(policy.compute, kv_bytes))
 
 
-def _all_kv_bytes(shape: ModelShape, policy: Policy) -> int:
-    return policy.block_rows * _paged(shape.max_context_tokens) * shape.kv_bytes_per_token
+def _kv_bytes(shape: ModelShape, policy: Policy, *, row_tokens: int) -> int:
+    """Of rows that grow to so many tokens, or to as many as the model can take."""
+    tokens = _paged(min(row_tokens, shape.max_context_tokens))
+    return policy.block_rows * tokens * shape.kv_bytes_per_token
 
 
 def _paged(num_tokens: int) -> int:

@@ -128,7 +128,8 @@ class Table:
         if self._candidate.away is Away.FETCHED:
             most = self._candidate.kept_tokens * shape.kv_bytes_per_token
             kv = Split(gpu_bytes=0, cpu_bytes=0, disk_bytes=most)
-            fixed[base.compute] += fetch_bytes(shape, dataclasses.replace(base, kv=kv))
+            for tier in {base.compute, Tier.CPU}:
+                fixed[tier] += fetch_bytes(shape, dataclasses.replace(base, kv=kv))
         return fixed
 
     def _add_splits(self) -> None:
