@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 MODEL  := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo serve model test slow gpu coverage-models docs-models bench bench-peers bench-offload bench-gpu fmt lint types imports tests lock clean
+.PHONY: setup demo serve model test slow clients gpu coverage-models docs-models docs-bodies bench bench-peers bench-offload bench-gpu fmt lint types imports tests lock clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
@@ -63,6 +63,10 @@ tests:
 slow: setup model
 	$(BIN)/python -m pytest -m slow
 
+# The official client in its older major lines, each in an environment of its own; needs an index.
+clients: setup
+	$(BIN)/python -m pytest -m slow tests/contract/test_clients.py
+
 # The same engine on a CUDA device; fails where there is none.
 gpu: setup
 	$(BIN)/python -m pytest -m gpu
@@ -75,12 +79,18 @@ coverage-models: setup
 docs-models: setup
 	$(BIN)/python -m tests.support.models_page docs/models.md
 
+# The page of what a line's body may ask, as the table in the code says.
+docs-bodies: setup
+	$(BIN)/python -m tests.support.bodies_page docs/api-bodies.md
+
 # Each prints a table; docs/benchmarks.md has the last ones. Nothing else should run meanwhile.
 bench: setup model bench-peers
 	$(BIN)/python bench/server_memory.py
+	$(BIN)/python -m bench.pipeline
 	$(BIN)/python bench/demo_oracle.py $(MODEL)
 	$(BIN)/python bench/overlap.py
 	$(BIN)/python -m bench.memory $(MODEL)
+	$(BIN)/python -m bench.structured $(MODEL)
 
 # Needs root, for a memory cgroup, and 13 GB of disk; the whole takes hours, OFFLOAD="--quick ..." less.
 OFFLOAD ?=

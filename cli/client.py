@@ -5,14 +5,15 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 from openai import OpenAI
 from openai.types import Batch
 
 from cli.errors import StartError
 
-Endpoint: TypeAlias = Literal["/v1/chat/completions", "/v1/completions"]
+Endpoint: TypeAlias = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+_ENDPOINTS: Final[tuple[Endpoint, ...]] = get_args(Endpoint)
 
 _FINAL: Final = frozenset({"completed", "failed", "expired", "cancelled"})
 _FIRST_POLL_S: Final = 0.2
@@ -44,9 +45,8 @@ def _endpoint_of(path: Path) -> Endpoint:
         raise StartError(f"there is no file {path}") from None
     except ValueError:
         first = None
-    if isinstance(first, dict) and first.get("url") == "/v1/completions":
-        return "/v1/completions"
-    return "/v1/chat/completions"
+    url = first.get("url") if isinstance(first, dict) else None
+    return next((each for each in _ENDPOINTS if each == url), "/v1/chat/completions")
 
 
 def follow(client: OpenAI, batch: Batch) -> Iterator[Batch]:

@@ -19,15 +19,17 @@ from jobs.batch import Batch, Endpoint, LineFault
 from jobs.errors import InvalidRequestError, RequestError
 from jobs.line import (
     LineRecord,
+    broken_result,
     completed_result,
     parse_request_line,
     refused_result,
 )
 from jobs.settings import Settings
+from worker.answering import Answerer, Gathering
 from worker.input_lines import InputLine, input_lines
 from worker.inspection import Inspection
 from worker.model import Engine
-from worker.render import Renderer, error_body, response_body, row_key
+from worker.render import Rendered, Renderer, error_body, parse_row_key
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +99,8 @@ def _first_wishes(stream: BinaryIO, settings: Settings) -> tuple[Endpoint, str]:
     data = data if isinstance(data, dict) else {}
     body = data.get("body")
     model = body.get("model") if isinstance(body, dict) else None
-    completions = data.get("url") == Endpoint.COMPLETIONS
-    endpoint = Endpoint.COMPLETIONS if completions else Endpoint.CHAT_COMPLETIONS
+    url = data.get("url")
+    endpoint = next((each for each in Endpoint if each == url), Endpoint.CHAT_COMPLETIONS)
     return endpoint, str(model or "")
 
 
@@ -132,7 +134,8 @@ class OfflineRun:
         self._engine = engine
         self._renderer = renderer
         self._files = files
-        self._running: dict[str, LineRecord] = {}
+        self._running: dict[int, tuple[LineRecord, Gathering]] = {}
+        self._answerer = Answerer(renderer.tokenizer, fingerprint=engine.fingerprint)
 
     def go(self, on_sweep: Callable[[Tally], None]) -> None:
         with self._source.path.open("rb") as stream:
@@ -157,12 +160,12 @@ class OfflineRun:
         """The lines that are to run; those that cannot are settled on the way."""
         lines = input_lines(stream, max_line_bytes=self._source.max_line_bytes)
         for index, line in enumerate(lines):
-            record, prompt = self._rendered(index, line)
-            if prompt is not None:
-                self._running[prompt.key] = record
-                yield prompt
+            record, rendered = self._rendered(index, line)
+            if rendered is not None:
+                self._running[index] = record, Gathering(rendered)
+                yield from rendered.prompts
 
-    def _rendered(self, index: int, line: InputLine) -> tuple[LineRecord, Prompt | None]:
+    def _rendered(self, index: int, line: InputLine) -> tuple[LineRecord, Rendered | None]:
         batch = self._source.batch
         assert line.raw is not None
         request, _ = parse_request_line(line.raw, line=line.number, endpoint=batch.endpoint)
@@ -179,14 +182,15 @@ class OfflineRun:
             self.tally.num_skipped += 1
             return record, None
         try:
-            prompt = self._renderer.prompt(batch, index, request.body)
-            self._engine.check(prompt)
+            rendered = self._renderer.render(batch, index, request.body)
+            for prompt in rendered.prompts:
+                self._engine.check(prompt)
         except PromptError as error:
             refusal = InvalidRequestError(str(error), param=error.param, code=error.code)
             return self._refuse(record, refusal), None
         except RequestError as error:
             return self._refuse(record, error), None
-        return record, prompt
+        return record, rendered
 
     def _refuse(self, record: LineRecord, error: RequestError) -> LineRecord:
         body = error_body(error)
@@ -197,16 +201,17 @@ class OfflineRun:
 
     def _record(self, completion: Completion) -> None:
         batch = self._source.batch
-        line = self._running.pop(completion.key)
-        assert completion.key == row_key(batch.id, line.index)
-        self._files.append(
-            completed_result(
-                batch.id,
-                line,
-                body=response_body(batch, line.index, completion),
-                input_tokens=completion.num_prompt_tokens,
-                output_tokens=completion.num_generated,
-            )
-        )
+        _, index, _ = parse_row_key(completion.key)
+        line, gathering = self._running[index]
+        if not gathering.add(completion):
+            return
+        del self._running[index]
+        if gathering.is_faulty:
+            message = "The answer could not be kept to its schema any further."
+            self._files.append(broken_result(batch.id, line, message=message))
+            self.tally.num_refused += 1
+            return
+        body, usage = self._answerer.body(batch, index, gathering), gathering.usage
+        self._files.append(completed_result(batch.id, line, body=body, usage=usage))
         self.tally.num_answered += 1
-        self.tally.output_tokens += completion.num_generated
+        self.tally.output_tokens += usage.output_tokens

@@ -11,6 +11,22 @@ class FinishReason(enum.StrEnum):
 
     STOP = "stop"  # an end-of-sequence token, a stop token or a stop string
     LENGTH = "length"  # max_tokens or the model's context
+    FAULT = "fault"  # its grammar could not be followed any further: the text is worth nothing
+
+
+class GrammarKind(enum.StrEnum):
+    """How a grammar is written."""
+
+    JSON_SCHEMA = "json_schema"
+    LARK = "lark"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What the whole of a row's text has to be. `text` is a JSON schema, or rules in Lark."""
+
+    kind: GrammarKind
+    text: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +42,10 @@ class Sampling:
     (token id, what to add) pairs. Presence and frequency penalty are subtracted, for tokens that
     were generated; the repetition penalty divides, for those of the prompt too. `logprobs` asks for
     the log-probability of each generated token and of so many of the likeliest in its place.
+
+    With a `grammar` only tokens that it allows are sampled; penalties, temperature and truncation
+    see no others. The row ends as soon as the grammar can be continued by nothing, or with an
+    end-of-sequence token where it may end.
     """
 
     max_tokens: int
@@ -44,6 +64,7 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def end_token_ids(self, eos_token_ids: Iterable[int]) -> frozenset[int]:
         """Tokens that end the row, of the model's own and of those asked for."""
@@ -63,7 +84,8 @@ class Prompt:
 class TokenLogprobs:
     """A token's log-probability, and (token id, log-probability) of the likeliest in its place.
 
-    All are of the model's own distribution, before bias, penalties, temperature and truncation.
+    All are of the model's own distribution, before bias, grammar, penalties, temperature and
+    truncation.
     """
 
     token_id: int
@@ -77,7 +99,7 @@ class Completion:
 
     `index` counts the completions of one prompt from 0. `logprobs`, where they were asked for, are
     one for each of `token_ids`. `num_generated` counts every sampled token, the one that ended the
-    row among them.
+    row among them. `num_cached_tokens` of the prompt were found computed, or computed by another row.
     """
 
     key: str
@@ -87,6 +109,7 @@ class Completion:
     finish_reason: FinishReason
     num_prompt_tokens: int
     num_generated: int
+    num_cached_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] | None = None
 
 

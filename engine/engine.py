@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,14 @@ from engine.compute.limits import check_sampling
 from engine.compute.skeleton import build_skeleton
 from engine.config import Budgets, Completion, Prompt
 from engine.context import max_context_tokens
-from engine.errors import ComputeDtypeError, EngineError, PackError, PromptError
+from engine.errors import (
+    ComputeDtypeError,
+    EngineError,
+    GrammarError,
+    PackError,
+    PromptError,
+)
+from engine.grammar import Grammars, Matcher
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.manifest import Pack
 from engine.memory.pack import Announce, ensure_pack
@@ -53,10 +61,14 @@ class Engine:
         policy: Policy,
         tokenizer: Tokenizer,
         assembly: Assembly,
+        fingerprint: str,
         recorder: Recorder,
         closing: contextlib.ExitStack,
     ) -> None:
-        """`closing` closes all that the engine stands on."""
+        """`closing` closes all that the engine stands on; `fingerprint` changes with whatever may
+        change an answer.
+        """
+        self.fingerprint = fingerprint
         self.policy = policy
         self.tokenizer = tokenizer
         self.max_context_tokens = min(
@@ -65,6 +77,9 @@ class Engine:
         self._eos_token_ids = _eos_token_ids(checkpoint, tokenizer)
         self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
         self._endings = Endings(tokenizer, self._eos_token_ids)
+        self._grammars = Grammars(
+            tokenizer, vocab_size=self._vocab_size, eos_token_ids=sorted(self._eos_token_ids)
+        )
         self._block = assembly.block
         self._executor = assembly.executor
         self._weights = assembly.weights
@@ -214,6 +229,7 @@ class Engine:
                 policy=policy,
                 tokenizer=tokenizer,
                 assembly=assembly,
+                fingerprint=_fingerprint(opened, pack, policy),
                 recorder=recorder,
                 closing=undo.pop_all(),
             )
@@ -249,13 +265,15 @@ class Engine:
                 code="invalid_value",
                 param="prompt",
             )
+        self._matcher(prompt)
 
     def submit(self, prompt: Prompt) -> None:
         """Let the prompt's rows wait for places in the block. Raises PromptError."""
         self.check(prompt)
         limit = len(prompt.token_ids) + prompt.sampling.max_tokens
         for index in range(prompt.sampling.n):
-            self._block.add(Row(prompt=prompt, index=index, limit_tokens=limit))
+            matcher = self._matcher(prompt)
+            self._block.add(Row(prompt=prompt, index=index, limit_tokens=limit, matcher=matcher))
         self._recorder.submitted(prompt)
 
     def cancel(self, key: str) -> None:
@@ -316,6 +334,20 @@ class Engine:
         with contextlib.closing(self._recorder):
             self._closing.close()
 
+    def _matcher(self, prompt: Prompt) -> Matcher | None:
+        """A new one, if the prompt has a grammar. Raises PromptError if it cannot be honoured."""
+        grammar = prompt.sampling.grammar
+        if grammar is None:
+            return None
+        try:
+            return self._grammars.matcher(grammar)
+        except GrammarError as error:
+            raise PromptError(
+                f"Invalid 'response_format': {error}.",
+                code="invalid_value",
+                param="response_format",
+            ) from error
+
     def __enter__(self) -> Self:
         return self
 
@@ -326,6 +358,13 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _fingerprint(checkpoint: Checkpoint, pack: Pack, policy: Policy) -> str:
+    """Of the weights, their dtypes as stored, and the dtype of the arithmetic."""
+    dtypes = sorted({str(tensor.dtype) for group in pack.groups for tensor in group.tensors})
+    facts = "\n".join([checkpoint.identity, policy.compute_dtype, *dtypes])
+    return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
 def _eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:

@@ -10,7 +10,8 @@ EngineError
 ├── PromptError            one prompt cannot run (the row fails, the block goes on)
 ├── PackError              a packed weight file does not hold what its manifest says
 ├── TokenizerError         text was given, and the checkpoint has no tokenizer for it
-└── ChatTemplateError      there is no chat template, or it refuses the messages
+├── ChatTemplateError      there is no chat template, or it refuses the messages
+└── GrammarError           a grammar cannot be honoured, and why
 """
 
 
@@ -61,3 +62,7 @@ class TokenizerError(EngineError):
 
 class ChatTemplateError(EngineError):
     """Messages cannot become a prompt."""
+
+
+class GrammarError(EngineError):
+    """A grammar cannot be honoured."""

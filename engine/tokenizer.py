@@ -4,12 +4,15 @@ Everything is read from local files. A checkpoint without tokenizer files still 
 are token ids: `Tokenizer.load` then gives a `TokenIdsOnly`.
 """
 
+import copy
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+from llguidance import LLTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.errors import ChatTemplateError, CheckpointError, TokenizerError
@@ -47,6 +50,48 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._backend.chat_template)
 
+    @property
+    def num_tokens(self) -> int:
+        """Of the tokenizer itself: fewer than the model takes, where its table was padded."""
+        return len(self._backend)
+
+    @property
+    def chat_template(self) -> str:
+        """Its text, or that of the one meant for tools; empty without one."""
+        template = self._backend.chat_template
+        if isinstance(template, dict):
+            template = template.get("tool_use") or template.get("default")
+        return template or ""
+
+    def serialized(self) -> str:
+        """As a tokenizer.json. Raises TokenizerError for one that is not of that kind."""
+        if not isinstance(self._backend, PreTrainedTokenizerFast):
+            name = type(self._backend).__name__
+            raise TokenizerError(f"{name} has no tokenizer.json to read its tokens from")
+        backend = copy.deepcopy(self._backend.backend_tokenizer)
+        backend.no_padding()
+        backend.no_truncation()
+        text: str = backend.to_str()
+        return text
+
+    def special_token_id(self, text: str) -> int | None:
+        """None for a text that is no special token, one that is a token like others included."""
+        for token_id, token in self._backend.added_tokens_decoder.items():
+            if token.special and token.content == text:
+                return int(token_id)
+        return None
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token is of a text, alone; of half a character, half its bytes."""
+        if token_id >= self.num_tokens:
+            return b""  # the model's table is longer than the tokenizer's
+        found: bytes = self._bytes_of_tokens.decode_bytes([token_id])
+        return found
+
+    @functools.cached_property
+    def _bytes_of_tokens(self) -> LLTokenizer:
+        return LLTokenizer(self.serialized())
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """With `add_special_tokens`, what the tokenizer itself puts around plain text (often bos)."""
         try:
@@ -55,13 +100,19 @@ class Tokenizer:
             raise TokenizerError(f"the text cannot be tokenised: {error}") from error
         return ids
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
         """The messages through the checkpoint's own template, up to where the answer begins."""
         if not self.has_chat_template:
             raise ChatTemplateError("the model has no chat template: send text or token ids")
         try:
             ids: list[int] = self._backend.apply_chat_template(
                 [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=False,
@@ -70,10 +121,12 @@ class Tokenizer:
             raise ChatTemplateError(f"the chat template refuses the messages: {error}") from error
         return ids
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Special tokens are left out; no spaces are tidied away."""
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """No spaces are tidied away."""
         text: str = self._backend.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(token_ids),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
         )
         return text
 
@@ -94,10 +147,27 @@ class TokenIdsOnly(Tokenizer):
     def has_chat_template(self) -> bool:
         return False
 
+    @property
+    def num_tokens(self) -> int:
+        return self.vocab_size
+
+    @property
+    def chat_template(self) -> str:
+        return ""
+
+    def serialized(self) -> str:
+        raise TokenizerError(f"{self._source} holds no tokenizer: text means nothing to it")
+
+    def special_token_id(self, text: str) -> int | None:
+        return None
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return str(token_id).encode()
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         raise TokenizerError(f"{self._source} holds no tokenizer: send the prompt as token ids")
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return " ".join(str(token_id) for token_id in token_ids)
 
 

@@ -48,6 +48,7 @@ class Endpoint(enum.StrEnum):
 
     CHAT_COMPLETIONS = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
+    RESPONSES = "/v1/responses"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

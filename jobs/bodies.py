@@ -1,251 +1,241 @@
-"""Bodies of `/v1/chat/completions` and `/v1/completions`: what a line may ask, in the wire's words.
+"""Bodies of request lines: what a line asks of its endpoint, in the wire's words.
 
-Whatever cannot be honoured is refused by name, never silently ignored. Knows no tokens and no
-engine; the answers' bodies are in `jobs.answers`.
+Whatever cannot be honoured is refused by name, never silently ignored: `jobs.parameters` says what.
+Knows no tokens and no engine; the answers' bodies are in `jobs.answers`.
 """
 
 import dataclasses
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from jobs.batch import Endpoint
-from jobs.errors import InvalidRequestError
+from jobs.formats import parse_format
+from jobs.messages import parse_messages
+from jobs.parameters import require_supported
+from jobs.responses import parse_response_ask
+from jobs.tools import ToolUse, parse_tool_use
 from jobs.values import (
+    above_length,
     boolean,
     integer,
-    missing,
+    invalid_value,
     number,
     unicode_text,
-    unknown,
     unsupported,
     wrong_type,
 )
 
 MAX_STOPS: Final = 4
+MAX_CHOICES: Final = 128
+MAX_BEST_OF: Final = 20
+MAX_PROMPTS: Final = 2048
 DEFAULT_COMPLETION_TOKENS: Final = 16
-ROLES: Final = ("system", "developer", "user", "assistant", "tool")
-_MESSAGE_KEYS: Final = ("name", "tool_call_id")
+_MAX_CHAT_LOGPROBS: Final = 20
+_MAX_TEXT_LOGPROBS: Final = 5
+_MAX_STOP_TOKENS: Final = 128
+_MAX_BIASES: Final = 1024
+_TOKEN_ID: Final = re.compile(r"\d{1,9}")
+
+PromptText = str | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """One line's request, checked and with its defaults; `max_tokens` None is all that fits.
 
-    Exactly one of `messages`, `text` and `token_ids` is set.
+    Either `messages` or `prompts` is set; `param` and `schema_param` name where text and schema came
+    from. Of `best_of` texts for a prompt the `n` likeliest are
+    answered, by their tokens' mean log-probability. `logprobs` is how many of the likeliest tokens are told
+    beside each, None for no log-probabilities. `schema` is a JSON schema that the text has to fit.
     """
 
-    messages: tuple[Mapping[str, str], ...] | None = None
-    text: str | None = None
-    token_ids: tuple[int, ...] | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    prompts: tuple[PromptText, ...] = ()
+    param: str = "prompt"
     max_tokens: int | None = None
+    n: int = 1
+    best_of: int | None = None
+    echo: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    schema: Mapping[str, Any] | None = None
+    schema_param: str = "response_format"
+    tool_use: ToolUse | None = None
+    echoed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the answer repeats of the request."""
 
-
-_SHARED: Final = frozenset(
-    {"model", "max_tokens", "temperature", "top_p", "seed", "stop", "ignore_eos", "min_tokens"}
-)
-_SUPPORTED: Final[Mapping[Endpoint, frozenset[str]]] = types.MappingProxyType(
-    {
-        Endpoint.CHAT_COMPLETIONS: _SHARED | {"messages", "max_completion_tokens"},
-        Endpoint.COMPLETIONS: _SHARED | {"prompt"},
-    }
-)
-"""What changes the answer. `ignore_eos` and `min_tokens` are Freight's own extensions."""
-
-_ACCEPTED: Final = frozenset(
-    {"user", "safety_identifier", "prompt_cache_key", "metadata", "store", "service_tier"}
-)
-"""Taken and without effect: they concern accounts and caches, not the answer."""
-
-_BOTH_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = types.MappingProxyType(
-    {
-        "frequency_penalty": (0,),
-        "presence_penalty": (0,),
-        "logit_bias": ({},),
-        "n": (1,),
-        "stream": (False,),
-        "stream_options": (),
-    }
-)
-_NEUTRAL: Final[Mapping[Endpoint, Mapping[str, tuple[object, ...]]]] = types.MappingProxyType(
-    {
-        Endpoint.CHAT_COMPLETIONS: {
-            **_BOTH_NEUTRAL,
-            "audio": (),
-            "function_call": ("none", "auto"),
-            "functions": ([],),
-            "logprobs": (False,),
-            "modalities": (["text"],),
-            "moderation": (),
-            "parallel_tool_calls": (True, False),
-            "prediction": (),
-            "reasoning_effort": (),
-            "response_format": ({"type": "text"},),
-            "tool_choice": ("none", "auto"),
-            "tools": ([],),
-            "top_logprobs": (0,),
-            "verbosity": ("medium",),
-            "web_search_options": (),
-        },
-        Endpoint.COMPLETIONS: {
-            **_BOTH_NEUTRAL,
-            "best_of": (1,),
-            "echo": (False,),
-            "logprobs": (),
-            "suffix": ("",),
-        },
-    }
-)
-"""Known parameters without support, and the values (beside null) that ask for nothing."""
+    @property
+    def num_texts(self) -> int:
+        """How many are generated for each prompt."""
+        return self.best_of or self.n
 
 
 def parse_body(body: Mapping[str, Any], endpoint: Endpoint) -> Ask:
     """Raises InvalidRequestError with the first fault: its words, parameter and code."""
-    for name, value in body.items():
-        _require_supported(name, value, endpoint)
+    require_supported(body, endpoint)
     given = {name: value for name, value in body.items() if value is not None}
-    return Ask(
-        **_content(given, endpoint),
-        max_tokens=_max_tokens(given, endpoint),
-        temperature=number(given, "temperature", default=1.0, high=2),
-        top_p=number(given, "top_p", default=1.0, high=1),
-        seed=_seed(given),
-        min_tokens=integer(given, "min_tokens", low=0) or 0,
-        stop=_stop(given),
-        ignore_eos=boolean(given, "ignore_eos"),
+    return Ask(**_OWN[endpoint](given), **_sampling(given))
+
+
+def _chat(given: Mapping[str, Any]) -> dict[str, Any]:
+    schema, tool_use = parse_format(given.get("response_format")), parse_tool_use(given)
+    if schema is not None and tool_use is not None:
+        raise invalid_value("response_format", "a schema does not go with tools that may be called")
+    return {
+        "messages": parse_messages(given.get("messages")),
+        "param": "messages",
+        "max_tokens": _max_chat_tokens(given),
+        "logprobs": _chat_logprobs(given),
+        "schema": schema,
+        "tool_use": tool_use,
+    }
+
+
+def _completion(given: Mapping[str, Any]) -> dict[str, Any]:
+    echo = boolean(given, "echo")
+    if echo and given.get("logprobs") is not None:
+        raise unsupported("echo", "does not go with 'logprobs': prompts are not scored")
+    return {
+        "echo": echo,
+        "prompts": _prompts(given.get("prompt")),
+        "max_tokens": integer(given, "max_tokens", low=1) or DEFAULT_COMPLETION_TOKENS,
+        "logprobs": integer(given, "logprobs", low=0, high=_MAX_TEXT_LOGPROBS),
+        "best_of": _best_of(given),
+    }
+
+
+_OWN: Final[Mapping[Endpoint, Callable[[Mapping[str, Any]], dict[str, Any]]]] = (
+    types.MappingProxyType(
+        {
+            Endpoint.CHAT_COMPLETIONS: _chat,
+            Endpoint.COMPLETIONS: _completion,
+            Endpoint.RESPONSES: parse_response_ask,
+        }
     )
+)
+"""What of a body is one endpoint's alone, as fields of an Ask."""
 
 
-def _require_supported(name: str, value: object, endpoint: Endpoint) -> None:
-    if name in _SUPPORTED[endpoint] or name in _ACCEPTED:
-        return
-    neutral = _NEUTRAL[endpoint].get(name)
-    if neutral is None:
-        raise unknown(name)
-    if value is not None and not any(_same(value, allowed) for allowed in neutral):
-        raise unsupported(name, "is not supported with this value by this server")
+def _best_of(given: Mapping[str, Any]) -> int | None:
+    """None where there is nothing to choose."""
+    best_of = integer(given, "best_of", low=1, high=MAX_BEST_OF)
+    num_choices = _at_least_one(given, "n", high=MAX_CHOICES)
+    if best_of is not None and best_of < num_choices:
+        raise invalid_value(
+            "best_of", f"{best_of} texts are fewer than 'n', which is {num_choices}"
+        )
+    return None if best_of == num_choices else best_of
 
 
-def _same(value: object, allowed: object) -> bool:
-    return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)
+def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "n": _at_least_one(given, "n", high=MAX_CHOICES),
+        "temperature": number(given, "temperature", default=1.0, high=2),
+        "top_p": number(given, "top_p", default=1.0, high=1),
+        "top_k": integer(given, "top_k", low=0) or 0,
+        "min_p": number(given, "min_p", default=0.0, high=1),
+        "frequency_penalty": number(given, "frequency_penalty", default=0.0, low=-2, high=2),
+        "presence_penalty": number(given, "presence_penalty", default=0.0, low=-2, high=2),
+        "repetition_penalty": number(given, "repetition_penalty", default=1.0, low=0.01, high=100),
+        "logit_bias": _logit_bias(given.get("logit_bias", {})),
+        "seed": integer(given, "seed", low=-(2**63), high=2**63 - 1),
+        "min_tokens": integer(given, "min_tokens", low=0) or 0,
+        "stop": _stop(given.get("stop", [])),
+        "stop_token_ids": _stop_token_ids(given.get("stop_token_ids", [])),
+        "ignore_eos": boolean(given, "ignore_eos"),
+    }
 
 
-def _content(given: Mapping[str, Any], endpoint: Endpoint) -> dict[str, Any]:
-    if endpoint is Endpoint.CHAT_COMPLETIONS:
-        messages = given.get("messages")
-        if not isinstance(messages, list):
-            raise wrong_type("messages", "an array of objects", messages)
-        return {"messages": tuple(_message(*item) for item in enumerate(messages))}
-    prompt = given.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
-        prompt = prompt[0]
+def _at_least_one(given: Mapping[str, Any], name: str, *, high: int) -> int:
+    found = integer(given, name, low=1, high=high)
+    return 1 if found is None else found
+
+
+def _prompts(prompt: object) -> tuple[PromptText, ...]:
     if isinstance(prompt, str):
-        return {"text": unicode_text(prompt, "prompt")}
+        return (unicode_text(prompt, "prompt"),)
     if not isinstance(prompt, list):
         raise wrong_type("prompt", "a string or an array of integers", prompt)
-    if any(isinstance(item, str | list) for item in prompt):
-        raise unsupported("prompt", f"holds {len(prompt)} prompts; this server takes one a line")
-    return {"token_ids": tuple(_token_id(*item) for item in enumerate(prompt))}
+    if not any(isinstance(item, str | list) for item in prompt):
+        return (_token_ids(prompt, "prompt"),)
+    if len(prompt) > MAX_PROMPTS:
+        raise above_length("prompt", MAX_PROMPTS, len(prompt), kind="array")
+    if len(prompt) == 1:
+        return _prompts(prompt[0])
+    return tuple(_one_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt))
 
 
-def _token_id(index: int, value: object) -> int:
+def _one_prompt(item: object, place: str) -> PromptText:
+    if isinstance(item, str):
+        return unicode_text(item, place)
+    if not isinstance(item, list):
+        raise wrong_type(place, "a string or an array of integers", item)
+    return _token_ids(item, place)
+
+
+def _token_ids(items: list[object], place: str) -> tuple[int, ...]:
+    return tuple(_token_id(item, f"{place}[{index}]") for index, item in enumerate(items))
+
+
+def _token_id(value: object, place: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise wrong_type(f"prompt[{index}]", "an integer", value)
+        raise wrong_type(place, "an integer", value)
     return value
 
 
-def _message(index: int, message: object) -> Mapping[str, str]:
-    place = f"messages[{index}]"
-    if not isinstance(message, dict):
-        raise wrong_type(place, "an object", message)
-    found = {
-        "role": _role(message.get("role"), f"{place}.role"),
-        "content": _text_of(message.get("content"), f"{place}.content"),
-    }
-    for name, value in message.items():
-        if name in found or value is None or value == []:
-            continue
-        if name not in _MESSAGE_KEYS:
-            raise unsupported(f"{place}.{name}", "is not supported by this server")
-        if not isinstance(value, str):
-            raise wrong_type(f"{place}.{name}", "a string", value)
-        found[name] = unicode_text(value, f"{place}.{name}")
-    return found
-
-
-def _role(role: object, place: str) -> str:
-    if role is None:
-        raise missing(place)
-    if not isinstance(role, str):
-        raise wrong_type(place, "a string", role)
-    if role not in ROLES:
-        names = ", ".join(f"'{name}'" for name in ROLES[:-1]) + f", and '{ROLES[-1]}'"
-        raise InvalidRequestError(
-            f"Invalid value for '{place}'. Supported values are: {names}.",
-            param=place,
-            code="invalid_value",
-        )
-    return role
-
-
-def _text_of(content: object, place: str) -> str:
-    if isinstance(content, str):
-        return unicode_text(content, place)
-    if content is None:
-        raise missing(place)
-    if not isinstance(content, list):
-        raise wrong_type(place, "a string or an array of text parts", content)
-    return "".join(_text_part(part, f"{place}[{index}]") for index, part in enumerate(content))
-
-
-def _text_part(part: object, place: str) -> str:
-    if not isinstance(part, dict):
-        raise wrong_type(place, "an object", part)
-    if part.get("type") != "text":
-        raise unsupported(f"{place}.type", "is not 'text', the only type this server takes")
-    if not isinstance(part.get("text"), str):
-        raise wrong_type(f"{place}.text", "a string", part.get("text"))
-    return unicode_text(part["text"], f"{place}.text")
-
-
-def _max_tokens(given: Mapping[str, Any], endpoint: Endpoint) -> int | None:
-    if endpoint is Endpoint.COMPLETIONS:
-        return integer(given, "max_tokens", low=1) or DEFAULT_COMPLETION_TOKENS
+def _max_chat_tokens(given: Mapping[str, Any]) -> int | None:
     old = integer(given, "max_tokens", low=1)
     new = integer(given, "max_completion_tokens", low=1)
     if old is not None and new is not None and old != new:
-        raise InvalidRequestError(
-            f"Invalid 'max_tokens': {old} differs from 'max_completion_tokens', which is {new}. "
-            "Give one of them.",
-            param="max_tokens",
-            code="invalid_value",
+        raise invalid_value(
+            "max_tokens",
+            f"{old} differs from 'max_completion_tokens', which is {new}: give one of them",
         )
     return new if new is not None else old
 
 
-def _seed(given: Mapping[str, Any]) -> int | None:
-    return integer(given, "seed", low=-(2**63), high=2**63 - 1)
+def _chat_logprobs(given: Mapping[str, Any]) -> int | None:
+    asked = boolean(given, "logprobs")
+    num_top = integer(given, "top_logprobs", low=0, high=_MAX_CHAT_LOGPROBS)
+    if num_top and not asked:
+        raise invalid_value("top_logprobs", "it needs 'logprobs' to be true")
+    return (num_top or 0) if asked else None
 
 
-def _stop(given: Mapping[str, Any]) -> tuple[str, ...]:
-    stop = given.get("stop", [])
+def _logit_bias(bias: object) -> tuple[tuple[int, float], ...]:
+    if not isinstance(bias, dict):
+        raise wrong_type("logit_bias", "an object of token ids and numbers", bias)
+    if len(bias) > _MAX_BIASES:
+        raise above_length("logit_bias", _MAX_BIASES, len(bias), kind="array")
+    for token_id in bias:
+        if not _TOKEN_ID.fullmatch(token_id):
+            raise invalid_value("logit_bias", "its keys are token ids, as decimal strings")
+    named = {f"logit_bias.{token_id}": value for token_id, value in bias.items()}
+    values = [number(named, name, default=0.0, low=-100, high=100) for name in named]
+    return tuple(dict(zip(map(int, bias), values, strict=True)).items())
+
+
+def _stop(stop: object) -> tuple[str, ...]:
     if isinstance(stop, str):
         return (_stop_text(stop, "stop"),)
     if not isinstance(stop, list):
         raise wrong_type("stop", "a string or an array of strings", stop)
     if len(stop) > MAX_STOPS:
-        raise InvalidRequestError(
-            f"Invalid 'stop': array too long. Expected an array with maximum length {MAX_STOPS}, "
-            f"but got an array with length {len(stop)} instead.",
-            param="stop",
-            code="array_above_max_length",
-        )
+        raise above_length("stop", MAX_STOPS, len(stop), kind="array")
     return tuple(_stop_text(item, f"stop[{index}]") for index, item in enumerate(stop))
 
 
@@ -253,7 +243,13 @@ def _stop_text(text: object, place: str) -> str:
     if not isinstance(text, str):
         raise wrong_type(place, "a string", text)
     if not text:
-        raise InvalidRequestError(
-            f"Invalid '{place}': empty strings are not allowed.", param=place, code="invalid_value"
-        )
+        raise invalid_value(place, "empty strings are not allowed")
     return unicode_text(text, place)
+
+
+def _stop_token_ids(items: object) -> tuple[int, ...]:
+    if not isinstance(items, list):
+        raise wrong_type("stop_token_ids", "an array of integers", items)
+    if len(items) > _MAX_STOP_TOKENS:
+        raise above_length("stop_token_ids", _MAX_STOP_TOKENS, len(items), kind="array")
+    return _token_ids(items, "stop_token_ids")

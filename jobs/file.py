@@ -19,6 +19,8 @@ class Purpose(enum.StrEnum):
 
 UPLOAD_PURPOSES = tuple(purpose for purpose in Purpose if purpose is not Purpose.BATCH_OUTPUT)
 BATCH_FILE_LIFETIME_S = 30 * 86_400
+MAX_FILE_BYTES = 512 * 2**20
+"""Sent in one request, for any purpose; files for batches have a limit of their own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

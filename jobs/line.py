@@ -9,12 +9,18 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
+from jobs.answers import Usage
 from jobs.batch import Endpoint, LineFault
 from jobs.errors import InvalidRequestError
 from jobs.values import SURROGATE, missing, shown, unknown, wrong_type
 
 MAX_CUSTOM_ID_CHARACTERS: Final = 512
 _KEYS: Final = ("custom_id", "method", "url", "body")
+_KINDS: Final[Mapping[Endpoint, str]] = {
+    Endpoint.CHAT_COMPLETIONS: "Chat Completions",
+    Endpoint.COMPLETIONS: "Completions",
+    Endpoint.RESPONSES: "Responses",
+}
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -47,9 +53,15 @@ class LineRecord:
     shard_index: int
 
     def as_row(self) -> dict[str, Any]:
-        row = dataclasses.asdict(self)
-        row["line_index"] = row.pop("index")
-        return row
+        # Spelled out: `asdict` copies deeply, and this is done for every line.
+        return {
+            "line_index": self.index,
+            "custom_id": self.custom_id,
+            "offset_bytes": self.offset_bytes,
+            "num_bytes": self.num_bytes,
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "shard_index": self.shard_index,
+        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +77,15 @@ class ResultRecord:
     output_tokens: int = 0
 
     def as_row(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {
+            "batch_id": self.batch_id,
+            "line_index": self.line_index,
+            "outcome": self.outcome,
+            "row": self.row,
+            "input_tokens": self.input_tokens,
+            "cached_tokens": self.cached_tokens,
+            "output_tokens": self.output_tokens,
+        }
 
 
 def parse_request_line(
@@ -134,9 +154,11 @@ def _body_faults(body: object, endpoint: Endpoint) -> list[LineFault]:
     if endpoint is Endpoint.COMPLETIONS and body.get("prompt") in (None, "", []):
         message = "Prompt parameter is required."
         faults.append(LineFault(code="invalid_request", message=message, param="body.prompt"))
+    if endpoint is Endpoint.RESPONSES and body.get("input") in (None, "", []):
+        message = "Input parameter is required."
+        faults.append(LineFault(code="invalid_request", message=message, param="body.input"))
     if body.get("stream"):
-        kind = "Chat Completions" if endpoint is Endpoint.CHAT_COMPLETIONS else "Completions"
-        message = f"{kind}: Streaming is not supported in the Batch API."
+        message = f"{_KINDS[endpoint]}: Streaming is not supported in the Batch API."
         faults.append(LineFault(code="streaming_unsupported", message=message, param="body.stream"))
     return faults
 
@@ -179,18 +201,16 @@ def completed_result(
     line: LineRecord,
     *,
     body: Mapping[str, Any],
-    input_tokens: int,
-    output_tokens: int,
-    cached_tokens: int = 0,
+    usage: Usage,
 ) -> ResultRecord:
     return ResultRecord(
         batch_id=batch_id,
         line_index=line.index,
         outcome=Outcome.COMPLETED,
         row=format_row(http_result(batch_id, line, status_code=200, body=body)),
-        input_tokens=input_tokens,
-        cached_tokens=cached_tokens,
-        output_tokens=output_tokens,
+        input_tokens=usage.input_tokens,
+        cached_tokens=usage.cached_tokens,
+        output_tokens=usage.output_tokens,
     )
 
 
@@ -205,6 +225,12 @@ def refused_result(
         outcome=Outcome.FAILED,
         row=format_row(http_result(batch_id, line, status_code=status_code, body=body)),
     )
+
+
+def broken_result(batch_id: str, line: LineRecord, *, message: str) -> ResultRecord:
+    """A line that the user is not to blame for."""
+    error = {"message": message, "type": "server_error", "param": None, "code": "server_error"}
+    return refused_result(batch_id, line, status_code=500, error=error)
 
 
 def unrun_result(batch_id: str, line: LineRecord, outcome: Outcome) -> ResultRecord:

@@ -8,9 +8,10 @@ from typing import Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from jobs.batch import Batch, LineFault, TokenUsage
+from jobs.batch import Batch, BatchStatus, LineFault, TokenUsage
 from jobs.file import File, Purpose
 from jobs.ledger.ledger import Model
+from jobs.upload import Part, Upload, UploadStatus
 
 # The contract has no `evals` in answers; clients that validate strictly would refuse the file.
 _ANSWERED_PURPOSES: Final[Mapping[Purpose, str]] = {Purpose.EVALS: Purpose.USER_DATA}
@@ -37,6 +38,25 @@ class FileDeleted(_Wire):
     id: str
     object: Literal["file"] = "file"
     deleted: Literal[True] = True
+
+
+class UploadObject(_Wire):
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: UploadStatus
+    file: FileObject | None
+
+
+class PartObject(_Wire):
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str
 
 
 class BatchError(_Wire):
@@ -86,7 +106,7 @@ class BatchObject(_Wire):
     errors: BatchErrors | None
     input_file_id: str
     completion_window: str
-    status: str
+    status: BatchStatus
     output_file_id: str | None
     error_file_id: str | None
     created_at: int
@@ -156,6 +176,23 @@ def file_object(file: File) -> FileObject:
         filename=file.filename,
         purpose=_ANSWERED_PURPOSES.get(file.purpose, file.purpose),
     )
+
+
+def upload_object(upload: Upload, file: File | None = None) -> UploadObject:
+    return UploadObject(
+        id=upload.id,
+        bytes=upload.num_bytes,
+        created_at=upload.created_at,
+        expires_at=upload.expires_at,
+        filename=upload.filename,
+        purpose=upload.purpose,
+        status=upload.status,
+        file=None if file is None else file_object(file),
+    )
+
+
+def part_object(part: Part) -> PartObject:
+    return PartObject(id=part.id, created_at=part.created_at, upload_id=part.upload_id)
 
 
 def batch_object(batch: Batch) -> BatchObject:

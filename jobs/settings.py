@@ -68,6 +68,8 @@ class Settings:
     max_file_bytes: int = 200 * 2**20
     max_batch_lines: int = 50_000
     max_line_bytes: int = 10 * 2**20
+    client_stall_s: float = 60.0
+    """How long a client may send nothing of its request, or take nothing of its answer."""
 
     accumulation_window_s: float = 1.0
     """How long the worker waits for a full block after the first waiting line."""

@@ -1,7 +1,7 @@
 """JSON values as a client sent them, and the contract's words where one is wrong; no endpoint."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from jobs.errors import InvalidRequestError
@@ -32,13 +32,15 @@ def integer(
     return value
 
 
-def number(given: Mapping[str, Any], name: str, *, default: float, high: int) -> float:
-    """A number from 0 to `high`."""
+def number(
+    given: Mapping[str, Any], name: str, *, default: float, high: float, low: float = 0
+) -> float:
+    """A number from `low` to `high`."""
     value = given.get(name, default)
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise wrong_type(name, "a decimal", value)
-    if value < 0:
-        raise below_minimum(name, 0, value, kind="decimal")
+    if value < low:
+        raise below_minimum(name, low, value, kind="decimal")
     if value > high:
         raise above_maximum(name, high, value, kind="decimal")
     return float(value)
@@ -98,7 +100,7 @@ def unsupported(param: str, reason: str) -> InvalidRequestError:
 
 
 def below_minimum(
-    param: str, minimum: int, got: object, *, kind: str = "integer"
+    param: str, minimum: float, got: object, *, kind: str = "integer"
 ) -> InvalidRequestError:
     return InvalidRequestError(
         f"Invalid '{param}': {kind} below minimum value. "
@@ -109,11 +111,36 @@ def below_minimum(
 
 
 def above_maximum(
-    param: str, maximum: int, got: object, *, kind: str = "integer"
+    param: str, maximum: float, got: object, *, kind: str = "integer"
 ) -> InvalidRequestError:
     return InvalidRequestError(
         f"Invalid '{param}': {kind} above maximum value. "
         f"Expected a value <= {maximum}, but got {shown(str(got))} instead.",
         param=param,
         code=f"{kind}_above_max_value",
+    )
+
+
+def above_length(
+    param: str, maximum: int, got: int, *, kind: str = "string"
+) -> InvalidRequestError:
+    """Of a string or an array that is too long."""
+    article = "a" if kind == "string" else "an"
+    return InvalidRequestError(
+        f"Invalid '{param}': {kind} too long. Expected {article} {kind} with maximum length "
+        f"{maximum}, but got {article} {kind} with length {got} instead.",
+        param=param,
+        code=f"{kind}_above_max_length",
+    )
+
+
+def invalid_value(param: str, fault: str) -> InvalidRequestError:
+    return InvalidRequestError(f"Invalid '{param}': {fault}.", param=param, code="invalid_value")
+
+
+def unsupported_value(param: str, got: object, supported: Sequence[str]) -> InvalidRequestError:
+    names = ", ".join(f"'{name}'" for name in supported[:-1]) + f", and '{supported[-1]}'"
+    quoted = f": '{shown(got)}'" if isinstance(got, str) else f" for '{param}'"
+    return InvalidRequestError(
+        f"Invalid value{quoted}. Supported values are: {names}.", param=param, code="invalid_value"
     )

@@ -13,6 +13,7 @@ from jobs.stores import STORES
 from server.bell import Bell
 from server.deps import Services
 from server.errors import install_handlers
+from server.pace import Pace
 from server.request_log import RequestLog
 from server.routes import ROUTES
 
@@ -43,5 +44,6 @@ def create_app(settings: Settings) -> FastAPI:
     for router in ROUTES:
         app.include_router(router)
     install_handlers(app, [route for router in ROUTES for route in router.routes])
+    app.add_middleware(Pace, stall_s=settings.client_stall_s)
     app.add_middleware(RequestLog)
     return app

@@ -1,15 +1,17 @@
 """The body of `POST /v1/batches`: read, checked and refused in the contract's words; no records."""
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from jobs import values
 from jobs.batch import Endpoint, ExpiryPolicy
 from jobs.errors import InvalidRequestError
 from server import refusals
+from server.json_body import check_keys, json_object
 
 COMPLETION_WINDOWS_S: Final[Mapping[str, int]] = {"24h": 86_400}
 MAX_METADATA_PAIRS: Final = 16
@@ -24,7 +26,7 @@ SCHEMA: Final[dict[str, Any]] = {
     "required": list(_REQUIRED),
     "additionalProperties": False,
     "properties": {
-        "input_file_id": {"type": "string"},
+        "input_file_id": {"type": "string", "minLength": 1},
         "endpoint": {"type": "string", "enum": [endpoint.value for endpoint in Endpoint]},
         "completion_window": {"type": "string", "enum": list(COMPLETION_WINDOWS_S)},
         "metadata": {
@@ -33,19 +35,7 @@ SCHEMA: Final[dict[str, Any]] = {
             "propertyNames": {"maxLength": MAX_METADATA_KEY_CHARACTERS},
             "additionalProperties": {"type": "string", "maxLength": MAX_METADATA_VALUE_CHARACTERS},
         },
-        "output_expires_after": {
-            "type": ["object", "null"],
-            "required": ["anchor", "seconds"],
-            "additionalProperties": False,
-            "properties": {
-                "anchor": {"type": "string", "enum": ["created_at"]},
-                "seconds": {
-                    "type": "integer",
-                    "minimum": refusals.MIN_EXPIRY_S,
-                    "maximum": refusals.MAX_EXPIRY_S,
-                },
-            },
-        },
+        "output_expires_after": refusals.EXPIRY_SCHEMA,
     },
 }
 """What `parse_batch_request` accepts, for the OpenAPI page."""
@@ -62,21 +52,20 @@ class BatchRequest:
     output_expires_after: ExpiryPolicy | None
 
     @property
+    def digest(self) -> str:
+        """Equal for equal wishes, however they were written down."""
+        wish = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(wish.encode()).hexdigest()
+
+    @property
     def window_s(self) -> int:
         return COMPLETION_WINDOWS_S[self.completion_window]
 
 
 def parse_batch_request(raw: bytes) -> BatchRequest:
     """Raises InvalidRequestError for the first fault."""
-    data = _json_object(raw)
-    for key in data:
-        if key not in _KNOWN:
-            raise values.unknown(key)
-    for key in _REQUIRED:
-        if key not in data:
-            raise values.missing(key)
-        if not isinstance(data[key], str):
-            raise values.wrong_type(key, "a string", data[key])
+    data = json_object(raw)
+    check_keys(data, known=_KNOWN, required_texts=_REQUIRED)
     if not data["input_file_id"]:
         raise values.missing("input_file_id")
     if data["endpoint"] not in [endpoint.value for endpoint in Endpoint]:
@@ -91,17 +80,6 @@ def parse_batch_request(raw: bytes) -> BatchRequest:
         metadata=_metadata(data.get("metadata")),
         output_expires_after=_output_expiry(data.get("output_expires_after")),
     )
-
-
-def _json_object(raw: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        message = "We could not parse the JSON body of your request."
-        raise InvalidRequestError(message) from None
-    if not isinstance(data, dict):
-        raise values.wrong_type("body", "an object", data)
-    return data
 
 
 def _metadata(value: object) -> dict[str, str] | None:
@@ -137,17 +115,5 @@ def _check_pair(key: str, text: object) -> None:
 
 
 def _output_expiry(value: object) -> ExpiryPolicy | None:
-    param = "output_expires_after"
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise values.wrong_type(param, "an object", value)
-    for key in value:
-        if key not in ("anchor", "seconds"):
-            raise values.unknown(f"{param}.{key}")
-    seconds = refusals.checked_expiry_s(value.get("anchor"), value.get("seconds"), param)
-    return ExpiryPolicy(seconds=seconds)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+    seconds = refusals.expiry_policy_s(value, "output_expires_after")
+    return None if seconds is None else ExpiryPolicy(seconds=seconds)

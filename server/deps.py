@@ -9,9 +9,11 @@ from jobs.errors import TooLargeError
 from jobs.ledger.ledger import Ledger
 from jobs.settings import Settings
 from jobs.stores.base import FileStore
+from server import refusals
 from server.bell import Bell
 
 _MAX_JSON_BYTES: Final = 2**20
+_JSON: Final = "application/json"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,10 @@ def _settings(services: _ServicesDep) -> Settings:
 
 
 async def _json_body(request: Request) -> bytes:
+    content_type = request.headers.get("content-type")
+    kind = (content_type or _JSON).partition(";")[0].strip().lower()
+    if kind != _JSON and not kind.endswith("+json"):
+        raise refusals.unsupported_content_type(content_type, _JSON)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

@@ -28,6 +28,7 @@ from jobs.errors import (
 )
 from jobs.openai import ErrorBody, ErrorEnvelope
 from server import refusals
+from server.pace import StalledBodyError
 
 _INVALID: Final = "invalid_request_error"
 _SERVER: Final = "server_error"
@@ -50,8 +51,10 @@ class _Answer:
 _ANSWERS: Final[Mapping[type[Exception], _Answer]] = {
     InvalidRequestError: _Answer(status=400),
     NotFoundError: _Answer(status=404),
+    StalledBodyError: _Answer(status=408),
     ConflictError: _Answer(status=409),
     TooLargeError: _Answer(status=413),
+    refusals.ContentTypeError: _Answer(status=415),
     RangeError: _Answer(status=416),
     LedgerError: _Answer(status=503, type=_SERVER),
     SQLAlchemyError: _Answer(status=503, type=_SERVER),
@@ -67,16 +70,22 @@ def envelope(
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The error envelope. Refusals are permanent, and clients that retry 409 are told so."""
+    """The error envelope, and whether to try again: clients would also repeat a 409."""
     body = ErrorEnvelope(error=ErrorBody(message=message, type=kind, param=param, code=code))
-    brake = {"x-should-retry": "false"} if status < 500 else {}
     return Response(
         # ASCII: a message may quote a lone surrogate, which has no UTF-8.
         json.dumps(body.model_dump()).encode("ascii"),
         status_code=status,
-        headers={**brake, **(headers or {})},
+        headers={**_advice(status), **(headers or {})},
         media_type="application/json",
     )
+
+
+def _advice(status: int) -> Mapping[str, str]:
+    if status == 503:
+        return {"retry-after": "1"}
+    is_permanent = status < 500 and status != 408
+    return {"x-should-retry": "false"} if is_permanent else {}
 
 
 def internal_error() -> Response:

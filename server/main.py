@@ -9,6 +9,7 @@ import uvicorn
 
 from jobs.settings import Settings
 from server.app import create_app
+from server.connection import connection_class
 
 # Longer than clients keep a connection: the side that is sending must be the one that closes.
 _KEEP_ALIVE_S: Final = 75
@@ -30,6 +31,7 @@ def run(settings: Settings) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        http=connection_class(settings.client_stall_s),
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -2,12 +2,15 @@
 
 import secrets
 import time
+from typing import Final
 
 import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import internal_error
+
+_API_VERSION: Final = "2020-10-01"
 
 
 class RequestLog:
@@ -23,7 +26,6 @@ class RequestLog:
         if len(scope["path"]) > 1:
             scope["path"] = scope["path"].removesuffix("/")
         answer = _Answer(send, request_id=f"req_{secrets.token_hex(16)}")
-        started_s = time.monotonic()
         log = structlog.get_logger().bind(
             method=scope["method"], path=scope["path"], request_id=answer.request_id
         )
@@ -35,8 +37,7 @@ class RequestLog:
                 raise  # the connection must be cut: what was sent is not the whole answer
             await internal_error()(scope, receive, answer.send)
         finally:
-            taken_s = round(time.monotonic() - started_s, 4)
-            log.info("request", status=answer.status, taken_s=taken_s)
+            log.info("request", status=answer.status, taken_s=round(answer.taken_s, 4))
 
 
 class _Answer:
@@ -46,9 +47,17 @@ class _Answer:
         self._send = send
         self.request_id = request_id
         self.status: int | None = None
+        self._began_s = time.monotonic()
+
+    @property
+    def taken_s(self) -> float:
+        return time.monotonic() - self._began_s
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["x-request-id"] = self.request_id
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self.request_id
+            headers["openai-processing-ms"] = str(round(1_000 * self.taken_s))
+            headers["openai-version"] = _API_VERSION
         await self._send(message)

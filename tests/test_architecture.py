@@ -9,6 +9,7 @@ import pytest
 
 from jobs import queue
 from jobs.settings import Settings
+from tests.support.bodies_page import page
 
 _ROOT = Path(__file__).parents[1]
 _HOUSES = ("server", "worker", "engine", "jobs", "cli")
@@ -65,6 +66,10 @@ def test_the_readmes_defaults_are_the_settings_own() -> None:
     )
     told = Settings.from_environment({**rows, "FREIGHT_STATE_DIR": "somewhere"})
     assert told == Settings(state_dir=Path("somewhere"))
+
+
+def test_the_page_of_bodies_says_what_the_table_says() -> None:
+    assert (_ROOT / "docs" / "api-bodies.md").read_text() == page()
 
 
 def test_modules_open_by_saying_what_they_own() -> None:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 
 import structlog
 
-from engine.config import Completion, Prompt
+from engine.config import Completion
 from engine.errors import PromptError
 from jobs.batch import Batch, BatchStatus
 from jobs.errors import InvalidRequestError, RequestError
@@ -19,26 +19,35 @@ from jobs.ledger.ledger import Ledger
 from jobs.line import (
     LineRecord,
     ResultRecord,
+    broken_result,
     completed_result,
     parse_request_line,
     refused_result,
 )
 from jobs.stores.base import FileStore
+from worker.answering import Answerer, Gathering
 from worker.model import Engine
-from worker.render import Renderer, error_body, parse_row_key, response_body, row_key
+from worker.render import Rendered, Renderer, error_body, parse_row_key
 from worker.trials import Swept, Trials
 
 log: Final = structlog.get_logger(__name__)
+_BROKEN: Final = "The server had an error while processing this request."
+_UNFOLLOWED: Final = "The server could not keep the answer to its schema any further."
 ShardKey = tuple[str, int]
+LinePlace = tuple[str, int]
+"""A batch's id and a line's index."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class HeldShard:
-    """A claimed shard and its lines without a result. `is_given_up`: the ledger has to wait."""
+    """A claimed shard and its lines without a result, those in the engine with what came of them.
+    `is_given_up`: the ledger has to wait.
+    """
 
     batch: Batch
     index: int
     pending: dict[int, LineRecord]
+    gathered: dict[int, Gathering] = dataclasses.field(default_factory=dict)
     is_given_up: bool = False
     is_last: bool = False
 
@@ -64,7 +73,8 @@ class Accumulator:
         self._renderer = renderer
         self._model_id = model_id
         self._shards: dict[ShardKey, HeldShard] = {}
-        self._shard_of: dict[str, HeldShard] = {}  # by row key
+        self._shard_of: dict[LinePlace, HeldShard] = {}
+        self._answerer = Answerer(renderer.tokenizer, fingerprint=engine.fingerprint)
 
     @property
     def num_rows(self) -> int:
@@ -89,19 +99,21 @@ class Accumulator:
             return 0
         with self._store.read(batch.input_blob) as stream:
             lines = self._ledger.lines.unsettled(batch_id, index)
-            rendered = [self._render(batch, line, stream) for line in lines]
+            found = {line.index: self._render(batch, line, stream) for line in lines}
         # Only now: what cannot be rendered at all must not be held without a claim.
         shard.pending = {line.index: line for line in lines}
         self._shards[key] = shard
-        self._shard_of |= {row_key(batch_id, line.index): shard for line in lines}
-        prompts = [prompt for prompt in rendered if isinstance(prompt, Prompt)]
+        self._shard_of |= {(batch_id, line.index): shard for line in lines}
+        rendered = {at: each for at, each in found.items() if isinstance(each, Rendered)}
+        shard.gathered = {at: Gathering(each) for at, each in rendered.items()}
+        prompts = [prompt for each in rendered.values() for prompt in each.prompts]
         if at_once is None:
             for prompt in prompts:
                 self._trials.submit(prompt, on_last_try=on_last_try)
         else:
             self._trials.submit_in_turn(prompts, at_once=at_once)
-        self._settle([result for result in rendered if isinstance(result, ResultRecord)])
-        return len(prompts)
+        self._settle([result for result in found.values() if isinstance(result, ResultRecord)])
+        return len(rendered)
 
     def blame_first(self, key: ShardKey) -> None:
         """Settle the first open line of a shard that is not held: it ends every process."""
@@ -109,7 +121,7 @@ class Accumulator:
         lines = self._ledger.lines.unsettled(*key)
         if lines and batch.id in self._running([batch]):
             log.error("a line ends the process", batch_id=batch.id, line_index=lines[0].index)
-            self._ledger.lines.record([_server_error(batch, lines[0])])
+            self._ledger.lines.record([broken_result(batch.id, lines[0], message=_BROKEN)])
 
     def num_open(self, key: ShardKey) -> int:
         return len(self._shards[key].pending)
@@ -120,7 +132,7 @@ class Accumulator:
     def record(self, swept: Swept) -> int:
         """Commit all that the sweep settled, in one transaction; how many lines."""
         found = [self._completed(completion) for completion in swept.completions]
-        found += [self._blamed(key) for key in swept.blamed]
+        found += [self._blamed(key) for key in dict.fromkeys(map(_line_of, swept.blamed))]
         results = [result for result in found if result is not None]
         self._settle(results)
         return len(results)
@@ -139,9 +151,12 @@ class Accumulator:
     def pop_done(self) -> list[HeldShard]:
         """Shards with nothing left to do, marked done in the ledger unless given up."""
         done = [shard for shard in self._shards.values() if not shard.pending]
+        kept = [shard for shard in done if not shard.is_given_up]
+        settled = self._ledger.lines.finish_shards([shard.key for shard in kept])
+        last = {shard.batch.id: shard for shard in kept}
+        for batch_id in settled:
+            last[batch_id].is_last = True
         for shard in done:
-            if not shard.is_given_up:
-                shard.is_last = self._ledger.lines.finish_shard(shard.batch.id, shard.index)
             del self._shards[shard.key]
         return done
 
@@ -158,17 +173,18 @@ class Accumulator:
         statuses = self._ledger.batches.statuses(in_time)
         return {id_ for id_, status in statuses.items() if status is BatchStatus.IN_PROGRESS}
 
-    def _render(self, batch: Batch, line: LineRecord, stream: BinaryIO) -> Prompt | ResultRecord:
-        """The prompt, or the line's result if it cannot run."""
+    def _render(self, batch: Batch, line: LineRecord, stream: BinaryIO) -> Rendered | ResultRecord:
+        """The prompts, or the line's result if it cannot run."""
         stream.seek(line.offset_bytes)
         raw = stream.read(line.num_bytes)
         request, _ = parse_request_line(raw, line=line.index, endpoint=batch.endpoint)
         if request is None:
             log.error("a validated line is none any more", batch_id=batch.id, line_index=line.index)
-            return _server_error(batch, line)
+            return broken_result(batch.id, line, message=_BROKEN)
         try:
-            prompt = self._renderer.prompt(batch, line.index, request.body)
-            self._engine.check(prompt)
+            rendered = self._renderer.render(batch, line.index, request.body)
+            for prompt in rendered.prompts:
+                self._engine.check(prompt)
         except PromptError as error:
             refusal: RequestError = InvalidRequestError(
                 str(error), param=error.param, code=error.code
@@ -176,58 +192,52 @@ class Accumulator:
         except RequestError as error:
             refusal = error
         else:
-            return prompt
+            return rendered
         return refused_result(batch.id, line, status_code=400, error=error_body(refusal))
 
     def _drop_rows(self, shard: HeldShard) -> None:
+        for gathering in shard.gathered.values():
+            self._cancel(gathering)
         for index in shard.pending:
-            self._trials.cancel(row_key(shard.batch.id, index))
-            del self._shard_of[row_key(shard.batch.id, index)]
-        shard.pending = {}
+            del self._shard_of[shard.batch.id, index]
+        shard.pending, shard.gathered = {}, {}
         shard.is_given_up = True
 
-    def _find(self, key: str) -> tuple[Batch, LineRecord] | None:
-        shard = self._shard_of.get(key)
-        if shard is None:
-            return None  # dropped meanwhile
-        return shard.batch, shard.pending[parse_row_key(key)[1]]
+    def _cancel(self, gathering: Gathering) -> None:
+        for prompt in gathering.rendered.prompts:
+            self._trials.cancel(prompt.key)
 
     def _completed(self, completion: Completion) -> ResultRecord | None:
-        found = self._find(completion.key)
-        if found is None:
+        """The line's result, if this was its last completion."""
+        batch_id, line_index = _line_of(completion.key)
+        shard = self._shard_of.get((batch_id, line_index))  # None: dropped meanwhile
+        if shard is None or not shard.gathered[line_index].add(completion):
             return None
-        batch, line = found
-        return completed_result(
-            batch.id,
-            line,
-            body=response_body(batch, line.index, completion),
-            input_tokens=completion.num_prompt_tokens,
-            output_tokens=completion.num_generated,
-        )
+        gathering, line = shard.gathered[line_index], shard.pending[line_index]
+        if gathering.is_faulty:
+            return broken_result(batch_id, line, message=_UNFOLLOWED)
+        body = self._answerer.body(shard.batch, line_index, gathering)
+        return completed_result(batch_id, line, body=body, usage=gathering.usage)
 
-    def _blamed(self, key: str) -> ResultRecord | None:
-        found = self._find(key)
-        if found is None:
+    def _blamed(self, place: LinePlace) -> ResultRecord | None:
+        batch_id, line_index = place
+        shard = self._shard_of.get(place)
+        if shard is None:
             return None
-        batch, line = found
-        log.error("a line breaks the engine", batch_id=batch.id, line_index=line.index)
-        return _server_error(batch, line)
+        log.error("a line breaks the engine", batch_id=batch_id, line_index=line_index)
+        self._cancel(shard.gathered[line_index])  # its other prompts
+        return broken_result(batch_id, shard.pending[line_index], message=_BROKEN)
 
     def _settle(self, results: list[ResultRecord]) -> None:
         if not results:
             return
         self._ledger.lines.record(results)
         for result in results:
-            shard = self._shard_of.pop(row_key(result.batch_id, result.line_index))
+            shard = self._shard_of.pop((result.batch_id, result.line_index))
             del shard.pending[result.line_index]
+            shard.gathered.pop(result.line_index, None)
 
 
-def _server_error(batch: Batch, line: LineRecord) -> ResultRecord:
-    """The result of a line that the user is not to blame for."""
-    error = {
-        "message": "The server had an error while processing this request.",
-        "type": "server_error",
-        "param": None,
-        "code": "server_error",
-    }
-    return refused_result(batch.id, line, status_code=500, error=error)
+def _line_of(key: str) -> LinePlace:
+    batch_id, line_index, _ = parse_row_key(key)
+    return batch_id, line_index

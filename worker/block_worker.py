@@ -185,13 +185,16 @@ class BlockWorker(LeasedWorker):
                     self._deaths.forget(claim.job.id)
 
     def _finish_done(self) -> None:
-        for shard in self._accumulator.pop_done():
+        done = self._accumulator.pop_done()
+        settled = {shard.batch.id for shard in done if shard.is_last}
+        wanting = {shard.batch.id for shard in done if not shard.is_given_up} - settled
+        with self.despite_lost_redis():
+            for batch_id in settled:
+                self._doorbell.finalize(batch_id)
+            for batch_id in wanting:
+                self._feeder.feed(batch_id)
+        for shard in done:
             claim = self._claims.pop(shard.key)
-            with self.despite_lost_redis():
-                if shard.is_last:
-                    self._doorbell.finalize(shard.batch.id)
-                elif not shard.is_given_up:
-                    self._feeder.feed(shard.batch.id)
             with self.despite_lost_redis():  # on its own: a claim must not outlive its shard
                 self.finish(claim)
                 self._deaths.forget(claim.job.id)

@@ -104,7 +104,7 @@ def _add(context: IntakeContext, batch: Batch, line: InputLine, prepared: _Prepa
         shard_index=prepared.num_runnable // context.settings.shard_lines,
     )
     try:
-        prompt = context.renderer.prompt(batch, index, request.body)
+        rendered = context.renderer.render(batch, index, request.body)
     except RequestError as error:
         # Beside the last runnable line: shards stay dense, and none is made for refusals alone.
         shard_index = max(0, prepared.num_runnable - 1) // context.settings.shard_lines
@@ -114,7 +114,8 @@ def _add(context: IntakeContext, batch: Batch, line: InputLine, prepared: _Prepa
         )
         prepared.lines.append(record)
     else:
-        prepared.lines.append(dataclasses.replace(record, num_prompt_tokens=len(prompt.token_ids)))
+        num_tokens = rendered.num_prompt_tokens
+        prepared.lines.append(dataclasses.replace(record, num_prompt_tokens=num_tokens))
 
 
 def _begin(context: IntakeContext, batch: Batch, prepared: _Prepared) -> None:

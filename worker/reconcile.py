@@ -35,6 +35,9 @@ def reconcile(ledger: Ledger, doorbell: Doorbell, store: FileStore, *, shards_ah
     for file_id in ledger.files.expired():
         store.delete(file_id)
         ledger.files.forget(file_id)
+    for part_id in ledger.uploads.needless_parts():
+        store.delete(part_id)
+        ledger.uploads.forget_part(part_id)
 
 
 def delete_stale_snapshots(ledger: Ledger, store: FileStore) -> None:

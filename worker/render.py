@@ -1,29 +1,55 @@
-"""From a line's body to the engine's prompt, and from a completion back to a response body.
-
-Knows tokens and the wire's words for them; knows no queue, no ledger and no engine.
+"""From a line's body to the engine's prompts. Knows tokens, and the wire's words for what is wrong
+with them; knows no queue, no ledger and no engine. The way back is `worker.answering`.
 """
 
 import dataclasses
 import hashlib
-import time
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from engine.config import Completion, Prompt, Sampling
-from engine.errors import EngineError
-from jobs.answers import Answer, answer_body
+from engine.config import Grammar, GrammarKind, Prompt, Sampling
+from engine.errors import EngineError, GrammarError
+from engine.grammar import check_grammar
 from jobs.batch import Batch
-from jobs.bodies import Ask, parse_body
+from jobs.bodies import Ask, PromptText, parse_body
 from jobs.errors import InvalidRequestError, RequestError
+from jobs.values import above_maximum, invalid_value, unsupported
+from worker.tool_calls import FAMILIES
+from worker.tool_calls.base import Family
+from worker.tool_calls.base import grammar as grammar_of_calls
 
 
 class TextTokenizer(Protocol):
-    """What rendering needs of `engine.tokenizer.Tokenizer`."""
+    """What rendering and answering need of `engine.tokenizer.Tokenizer`."""
 
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def chat_template(self) -> str: ...
     def encode(self, text: str) -> list[int]: ...
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]: ...
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]: ...
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+    def special_token_id(self, text: str) -> int | None: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """One line as the engine takes it: a prompt for each of its texts, `ask.num_texts` rows of each.
+
+    `family` is how its answers write calls of functions, if there are any to call.
+    """
+
+    ask: Ask
+    prompts: tuple[Prompt, ...]
+    family: Family | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,53 +57,81 @@ class Renderer:
     tokenizer: TextTokenizer
     max_context_tokens: int
 
-    def prompt(self, batch: Batch, line_index: int, body: Mapping[str, Any]) -> Prompt:
+    def render(self, batch: Batch, line_index: int, body: Mapping[str, Any]) -> Rendered:
         """Raises InvalidRequestError where the line gets a 400."""
         ask = parse_body(body, batch.endpoint)
-        token_ids = self._token_ids(ask)
-        return Prompt(
-            key=row_key(batch.id, line_index),
-            token_ids=token_ids,
-            sampling=Sampling(
-                max_tokens=self._max_tokens(ask, len(token_ids)),
-                temperature=ask.temperature,
-                top_p=ask.top_p,
-                seed=_stable_seed(batch.id, line_index) if ask.seed is None else ask.seed,
-                min_tokens=ask.min_tokens,
-                stop=ask.stop,
-                ignore_eos=ask.ignore_eos,
-            ),
-        )
+        family = None if ask.tool_use is None else self._family()
+        grammar = self._grammar(ask, family)
+        seed = _stable_seed(batch.id, line_index) if ask.seed is None else ask.seed
+        prompts = []
+        for part, token_ids in enumerate(self._texts(ask)):
+            max_tokens = self._max_tokens(ask, len(token_ids))
+            sampling = _sampling(ask, max_tokens=max_tokens, seed=seed + part, grammar=grammar)
+            key = row_key(batch.id, line_index, part)
+            prompts.append(Prompt(key=key, token_ids=token_ids, sampling=sampling))
+        return Rendered(ask=ask, prompts=tuple(prompts), family=family)
 
-    def _token_ids(self, ask: Ask) -> tuple[int, ...]:
-        if ask.token_ids is not None:
-            return self._known(ask.token_ids)
-        param = "prompt" if ask.messages is None else "messages"
+    def _family(self) -> Family:
+        template = self.tokenizer.chat_template
+        found = next((family for family in FAMILIES if family.fits(template)), None)
+        if found is None:
+            raise unsupported(
+                "tools", "is nothing that this model's chat template knows how to call"
+            )
+        return found
+
+    def _grammar(self, ask: Ask, family: Family | None) -> Grammar | None:
+        """Raises InvalidRequestError with what of a schema cannot be honoured."""
+        if ask.schema is not None:
+            return _checked(ask.schema, ask.schema_param)
+        if ask.tool_use is None or family is None or not ask.tool_use.is_constrained:
+            return None
+        for tool in ask.tool_use.callable:
+            _checked(tool.parameters, f"tools.{tool.name}.parameters")
+        special = self.tokenizer.special_token_id
+        form = family.form(ask.tool_use, self.tokenizer.chat_template, special)
+        return Grammar(kind=GrammarKind.LARK, text=grammar_of_calls(form, ask.tool_use, special))
+
+    def _texts(self, ask: Ask) -> list[tuple[int, ...]]:
+        if ask.messages is not None:
+            tools = ask.tool_use.offered if ask.tool_use else ()
+            return [self._chat(ask, [tool.definition for tool in tools])]
+        if len(ask.prompts) == 1:
+            return [self._text(ask.prompts[0], "prompt")]
+        return [self._text(text, f"prompt[{at}]") for at, text in enumerate(ask.prompts)]
+
+    def _chat(self, ask: Ask, tools: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        template = self.tokenizer.chat_template
+        family = next((family for family in FAMILIES if family.fits(template)), None)
+        id_characters = None if family is None else family.id_characters
+        templated = [_templated(item, id_characters) for item in ask.messages or ()]
         try:
-            if ask.messages is not None:
-                found = self.tokenizer.render_chat([_templated(item) for item in ask.messages])
-            else:
-                found = self.tokenizer.encode(ask.text or "")
-        except EngineError as error:  # no tokenizer, no template, or one that refuses this
-            raise _invalid(str(error), param) from error
-        if not found:
-            raise _invalid(f"Invalid '{param}': it holds no tokens.", param)
-        return tuple(found)
+            found = self.tokenizer.render_chat(templated, tools=tools)
+        except EngineError as error:  # no template, or one that refuses this
+            raise invalid_value(ask.param, str(error)) from error
+        return _some(found, ask.param)
 
-    def _known(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+    def _text(self, text: PromptText, param: str) -> tuple[int, ...]:
+        if not isinstance(text, str):
+            return _some(self._known(text, param), param)
+        try:
+            return _some(self.tokenizer.encode(text), param)
+        except EngineError as error:  # no tokenizer
+            raise invalid_value(param, str(error)) from error
+
+    def _known(self, token_ids: tuple[int, ...], param: str) -> tuple[int, ...]:
         vocab_size = self.tokenizer.vocab_size
         for index, token_id in enumerate(token_ids):
             if not 0 <= token_id < vocab_size:
-                raise _invalid(
-                    f"Invalid 'prompt[{index}]': expected a token id from 0 to {vocab_size - 1}, "
-                    f"but got {token_id} instead.",
-                    f"prompt[{index}]",
+                raise invalid_value(
+                    f"{param}[{index}]",
+                    f"expected a token id from 0 to {vocab_size - 1}, but got {token_id} instead",
                 )
         return token_ids
 
     def _max_tokens(self, ask: Ask, num_prompt_tokens: int) -> int:
         limit = self.max_context_tokens
-        param = "prompt" if ask.messages is None else "messages"
+        param = ask.param
         opening = f"This model's maximum context length is {limit} tokens. However, "
         if num_prompt_tokens >= limit:
             raise InvalidRequestError(
@@ -96,27 +150,39 @@ class Renderer:
                 code="context_length_exceeded",
             )
         if ask.min_tokens > max_tokens:
-            raise InvalidRequestError(
-                f"Invalid 'min_tokens': integer above maximum value. Expected a value "
-                f"<= {max_tokens}, but got {ask.min_tokens} instead.",
-                param="min_tokens",
-                code="integer_above_max_value",
-            )
+            raise above_maximum("min_tokens", max_tokens, ask.min_tokens)
         return max_tokens
 
 
-def response_body(batch: Batch, line_index: int, completion: Completion) -> dict[str, Any]:
-    answer = Answer(
-        batch_id=batch.id,
-        line_index=line_index,
-        model=batch.model or "",
-        created_at=int(time.time()),
-        text=completion.text,
-        finish_reason=completion.finish_reason.value,
-        num_prompt_tokens=completion.num_prompt_tokens,
-        num_generated_tokens=completion.num_generated,
+def _sampling(ask: Ask, *, max_tokens: int, seed: int, grammar: Grammar | None) -> Sampling:
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=ask.temperature,
+        top_p=ask.top_p,
+        top_k=ask.top_k,
+        min_p=ask.min_p,
+        presence_penalty=ask.presence_penalty,
+        frequency_penalty=ask.frequency_penalty,
+        repetition_penalty=ask.repetition_penalty,
+        logit_bias=ask.logit_bias,
+        seed=seed,
+        n=ask.num_texts,
+        min_tokens=ask.min_tokens,
+        stop=ask.stop,
+        stop_token_ids=ask.stop_token_ids,
+        ignore_eos=ask.ignore_eos,
+        logprobs=0 if ask.logprobs is None and ask.best_of else ask.logprobs,
+        grammar=grammar,
     )
-    return answer_body(answer, batch.endpoint)
+
+
+def _checked(schema: Mapping[str, Any], param: str) -> Grammar:
+    grammar = Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(schema))
+    try:
+        check_grammar(grammar)
+    except GrammarError as error:
+        raise invalid_value(param, f"the schema cannot be kept to: {error}") from error
+    return grammar
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
@@ -129,13 +195,20 @@ def error_body(error: RequestError) -> dict[str, Any]:
     }
 
 
-def row_key(batch_id: str, line_index: int) -> str:
-    return f"{batch_id}/{line_index}"
+def row_key(batch_id: str, line_index: int, part: int = 0) -> str:
+    """The engine's key of a line's prompts; `part` tells them apart."""
+    return f"{batch_id}/{line_index}/{part}"
 
 
-def parse_row_key(key: str) -> tuple[str, int]:
-    batch_id, _, line_index = key.rpartition("/")
-    return batch_id, int(line_index)
+def parse_row_key(key: str) -> tuple[str, int, int]:
+    batch_id, line_index, part = key.rsplit("/", 2)
+    return batch_id, int(line_index), int(part)
+
+
+def _some(token_ids: Sequence[int], param: str) -> tuple[int, ...]:
+    if not token_ids:
+        raise invalid_value(param, "it holds no tokens")
+    return tuple(token_ids)
 
 
 def _stable_seed(batch_id: str, line_index: int) -> int:
@@ -144,10 +217,22 @@ def _stable_seed(batch_id: str, line_index: int) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def _templated(message: Mapping[str, str]) -> Mapping[str, str]:
-    # Chat templates know the older word only, and most refuse a role they do not know.
-    return {**message, "role": "system"} if message["role"] == "developer" else message
+def _templated(message: Mapping[str, Any], id_characters: int | None) -> Mapping[str, Any]:
+    # Chat templates know the older words only, and most refuse a role they do not know.
+    role = {"developer": "system", "function": "tool"}.get(message["role"], message["role"])
+    found = {**message, "role": role}
+    if id_characters is None:
+        return found
+    if "tool_call_id" in found:
+        found["tool_call_id"] = _short_id(found["tool_call_id"], id_characters)
+    if "tool_calls" in found:
+        found["tool_calls"] = [
+            {**call, "id": _short_id(call.get("id", ""), id_characters)}
+            for call in found["tool_calls"]
+        ]
+    return found
 
 
-def _invalid(message: str, param: str) -> InvalidRequestError:
-    return InvalidRequestError(message, param=param, code="invalid_value")
+def _short_id(call_id: str, num_characters: int) -> str:
+    """Another id of the length that a template asks for, the same for the same call."""
+    return hashlib.sha256(call_id.encode()).hexdigest()[:num_characters]

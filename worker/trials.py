@@ -34,6 +34,7 @@ class Trials:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._running: dict[str, Prompt] = {}
+        self._num_missing: Counter[str] = Counter()  # rows of a running prompt
         self._groups: list[list[Prompt]] = []  # groups to be run apart, the next one last
         self._later: list[Prompt] = []  # arrived during the trials
         self._suspects: list[str] = []  # raised alone, no proof yet that others do not
@@ -63,6 +64,7 @@ class Trials:
     def cancel(self, key: str) -> None:
         self._engine.cancel(key)
         self._running.pop(key, None)
+        self._num_missing.pop(key, None)
         for rows in (*self._groups, self._later):
             rows[:] = [prompt for prompt in rows if prompt.key != key]
         self._suspects = [suspect for suspect in self._suspects if suspect != key]
@@ -80,7 +82,7 @@ class Trials:
             self._split(error)
             return Swept(completions=[], blamed=[])
         for completion in completions:
-            self._running.pop(completion.key, None)
+            self._note_end(completion.key)
         blamed, self._suspects = self._suspects, []
         return Swept(completions=completions, blamed=blamed)
 
@@ -91,6 +93,13 @@ class Trials:
         for prompt in prompts:
             self._engine.submit(prompt)
             self._running[prompt.key] = prompt
+            self._num_missing[prompt.key] = prompt.sampling.n
+
+    def _note_end(self, key: str) -> None:
+        self._num_missing[key] -= 1
+        if self._num_missing[key] <= 0:
+            self._running.pop(key, None)
+            del self._num_missing[key]
 
     def _enter_next_trial(self) -> None:
         while not self._running and self._groups:
@@ -104,6 +113,7 @@ class Trials:
         for prompt in group:
             self._engine.cancel(prompt.key)
         self._running.clear()
+        self._num_missing.clear()
         if len(group) > 1:
             half = len(group) // 2
             self._groups += [group[half:], group[:half]]

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import Sampling
+from engine.grammar import Matcher
 
 _ROUNDS: Final = 10
 _MULTIPLIERS: Final = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -22,13 +23,15 @@ Words = npt.NDArray[np.uint64]
 class Draw:
     """One row's wish for its next token. `index` tells the completions of one prompt apart.
 
-    `prompt` and `generated` are the token ids before it, read and not kept.
+    `prompt` and `generated` are the token ids before it, read and not kept. `matcher` is the row's
+    own, if its settings have a grammar.
     """
 
     sampling: Sampling
     index: int = 0
     prompt: Sequence[int] = ()
     generated: Sequence[int] = ()
+    matcher: Matcher | None = None
 
     @property
     def position(self) -> int:

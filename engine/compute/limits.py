@@ -38,6 +38,19 @@ def check_sampling(sampling: Sampling, *, vocab_size: int, eos_token_ids: Collec
     for token_id in sampling.stop_token_ids:
         _check_token(token_id, "stop_token_ids", vocab_size)
     _check_one_can_follow(sampling, vocab_size, eos_token_ids)
+    if sampling.grammar is not None:
+        _check_beside_grammar(sampling, eos_token_ids)
+
+
+def _check_beside_grammar(sampling: Sampling, eos_token_ids: Collection[int]) -> None:
+    """Where a grammar can only end, an end has to be among the tokens."""
+    for param, asked in (("ignore_eos", sampling.ignore_eos), ("min_tokens", sampling.min_tokens)):
+        if asked:
+            raise _refused(param, "a constrained text ends where it is whole", code="invalid_value")
+    if not eos_token_ids:
+        raise _refused(
+            "response_format", "the model has no token that ends a text", code="invalid_value"
+        )
 
 
 def _check_one_can_follow(

@@ -1,7 +1,8 @@
 """Logits changed by what a row has said and by what its settings ask; chooses no token.
 
-In the order of vLLM: stops held back until `min_tokens`, logit bias, repetition penalty over prompt
-and generated tokens, then frequency and presence penalty over generated tokens.
+In the order of vLLM: what the row's grammar forbids, stops held back until `min_tokens`, logit bias,
+repetition penalty over prompt and generated tokens, then frequency and presence penalty over
+generated tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from engine.compute.draws import Draw
+from engine.compute.masks import forbid
 
 Cells = tuple[torch.Tensor, torch.Tensor]
 """Rows and columns of logits, each pair once."""
@@ -19,7 +21,8 @@ Cells = tuple[torch.Tensor, torch.Tensor]
 def changes_logits(draw: Draw, eos_token_ids: Sequence[int]) -> bool:
     sampling = draw.sampling
     return bool(
-        sampling.logit_bias
+        draw.matcher is not None
+        or sampling.logit_bias
         or sampling.repetition_penalty != 1
         or (draw.generated and _penalises_counts(draw))
         or _held_back(draw, eos_token_ids)
@@ -30,6 +33,7 @@ def change_logits(
     logits: torch.Tensor, draws: Sequence[Draw], *, eos_token_ids: Sequence[int]
 ) -> None:
     """Change float32 (rows, vocabulary) logits in place, a draw for each row."""
+    forbid(logits, draws)
     _hold_back(logits, [_held_back(draw, eos_token_ids) for draw in draws])
     _add_bias(logits, [dict(draw.sampling.logit_bias) for draw in draws])
     _penalise_repetition(logits, draws)

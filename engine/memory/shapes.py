@@ -134,8 +134,8 @@ def _placeable(tensor: PackedTensor, kind: Kind, dtype: torch.dtype) -> Placeabl
         num_bytes=tensor.num_bytes,
         granule_bytes=min(tensor.num_bytes, row_bytes * (_GRANULE_ROWS if by_row else 1)),
         unpacked_bytes=math.prod(tensor.shape) * dtype.itemsize if converted else 0,
-        stored_dtype=None if tensor.dtype == dtype else str(tensor.dtype).removeprefix("torch."),
         is_whole=kind is Kind.WHOLE,
+        stored_dtype=None if tensor.dtype == dtype else str(tensor.dtype).removeprefix("torch."),
     )
 
 

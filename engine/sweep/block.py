@@ -128,6 +128,7 @@ class Block:
             row = share.row
             if share.prefix is not None:
                 share.prefix.num_cached += share.num_tokens
+                row.num_found -= share.num_tokens
                 continue
             samples = share.samples
             row.num_cached += share.num_tokens
@@ -186,7 +187,7 @@ class Block:
         if not self._settle(row, home, None):
             home.prefixes.release(source)
             return False
-        row.source = source
+        row.source, row.num_found = source, source.end
         self.num_shared_tokens += source.end
         return True
 
@@ -201,6 +202,7 @@ class Block:
                 home.prefixes.release(prefix)
             return False
         row.home, row.prefix, row.num_cached = home, prefix, num_shared
+        row.num_found = num_shared
         self.num_shared_tokens += num_shared
         return True
 

@@ -22,7 +22,13 @@ class Endings:
 
     def reason_to_end(self, row: Row, token: int) -> FinishReason | None:
         """Why the row ends with `token`, the last it has generated; None if it goes on."""
-        sampling = row.prompt.sampling
+        sampling, matcher = row.prompt.sampling, row.matcher
+        if matcher is not None:
+            matcher.follow(row.generated)
+            if matcher.fault is not None:
+                return FinishReason.FAULT
+            if matcher.is_complete():
+                return FinishReason.STOP
         if self._ends(row, token):
             return FinishReason.STOP
         if sampling.stop and len(row.generated) >= sampling.min_tokens and self._stops(row):
@@ -46,6 +52,7 @@ class Endings:
             finish_reason=reason,
             num_prompt_tokens=len(row.prompt.token_ids),
             num_generated=len(row.generated),
+            num_cached_tokens=max(0, row.num_found),
             logprobs=tuple(row.logprobs[:num_kept]) if asked else None,
         )
 

@@ -138,6 +138,7 @@ class Executor:
                 index=share.row.index,
                 prompt=share.row.prompt.token_ids,
                 generated=share.row.generated,
+                matcher=share.row.matcher,
             )
             for share in part
             if share.samples

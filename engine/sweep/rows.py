@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from engine.compute.segments import Segment
 from engine.config import Prompt, TokenLogprobs
+from engine.grammar import Matcher
 from engine.memory.kv_cache import KVCache
 from engine.memory.pages import PageRun, pages_for
 from engine.planning.policy import Tier
@@ -66,6 +67,8 @@ class Row:
     prefix: Prefix | None = None
     source: Prefix | None = None  # to be copied into `run` once it is computed
     may_share: bool = True
+    matcher: Matcher | None = None  # where it stands in its grammar
+    num_found: int = 0  # leading tokens that were there when it came in, or that others compute
 
     @property
     def num_tokens(self) -> int:

@@ -17,34 +17,51 @@ from jobs.batch import (
     RequestCounts,
     TokenUsage,
 )
-from jobs.errors import NotFoundError
+from jobs.errors import ConflictError, NotFoundError
 from jobs.ledger.database import Database
-from jobs.ledger.files import Page, unknown_cursor
-from jobs.ledger.tables import batches, lines, results
+from jobs.ledger.files import Page, is_id, position_of
+from jobs.ledger.tables import batches, idempotency_keys, lines, results
 from jobs.line import Outcome
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IdempotencyKey:
+    """A client's own name for one wish, and the digest of the wish."""
+
+    key: str
+    digest: str
 
 
 class BatchRecords:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, batch: Batch) -> None:
-        expiry = batch.output_expires_after
+    def add(self, batch: Batch, *, key: IdempotencyKey | None = None) -> bool:
+        """False, and nothing written, if the key stands for a batch already."""
         with self._database.writing() as connection:
-            connection.execute(
-                insert(batches).values(
-                    id=batch.id,
-                    endpoint=batch.endpoint,
-                    input_file_id=batch.input_file_id,
-                    completion_window=batch.completion_window,
-                    status=batch.status,
-                    metadata=dict(batch.metadata) if batch.metadata is not None else None,
-                    output_expires_after_s=expiry.seconds if expiry else None,
-                    errors=[],
-                    created_at=batch.created_at,
-                    expires_at=batch.expires_at,
+            if key is not None and _keyed(connection, key) is not None:
+                return False
+            connection.execute(insert(batches).values(**_row(batch)))
+            if key is not None:
+                connection.execute(
+                    insert(idempotency_keys).values(
+                        key=key.key, digest=key.digest, batch_id=batch.id
+                    )
                 )
-            )
+            return True
+
+    def of_key(self, key: IdempotencyKey) -> Batch | None:
+        """The batch that the key stands for. Raises ConflictError if it asked for another one."""
+        with self._database.reading() as connection:
+            found = _keyed(connection, key)
+            if found is None:
+                return None
+            if found.digest != key.digest:
+                raise ConflictError(
+                    f"The idempotency key '{key.key}' was used with other parameters before.",
+                    code="idempotency_key_reused",
+                )
+            return read_batch(connection, found.batch_id)
 
     def get(self, batch_id: str) -> Batch:
         """Raises NotFoundError."""
@@ -56,12 +73,7 @@ class BatchRecords:
         query = select(batches).order_by(batches.c.seq.desc())
         with self._database.reading() as connection:
             if after is not None:
-                position = connection.execute(
-                    select(batches.c.seq).where(batches.c.id == after)
-                ).scalar()
-                if position is None:
-                    raise unknown_cursor(after)
-                query = query.where(batches.c.seq < position)
+                query = query.where(batches.c.seq < position_of(connection, batches, after))
             rows = connection.execute(query.limit(limit + 1)).all()
             found = [_batch(connection, row) for row in rows[:limit]]
         return Page(items=found, has_more=len(rows) > limit)
@@ -111,12 +123,35 @@ class BatchRecords:
             )
 
 
+def _row(batch: Batch) -> dict[str, Any]:
+    expiry = batch.output_expires_after
+    return {
+        "id": batch.id,
+        "endpoint": batch.endpoint,
+        "input_file_id": batch.input_file_id,
+        "completion_window": batch.completion_window,
+        "status": batch.status,
+        "metadata": dict(batch.metadata) if batch.metadata is not None else None,
+        "output_expires_after_s": expiry.seconds if expiry else None,
+        "errors": [],
+        "created_at": batch.created_at,
+        "expires_at": batch.expires_at,
+    }
+
+
+def _keyed(connection: Connection, key: IdempotencyKey) -> Row[Any] | None:
+    query = select(idempotency_keys).where(idempotency_keys.c.key == key.key)
+    return connection.execute(query).one_or_none()
+
+
 def no_batch(batch_id: str) -> NotFoundError:
     return NotFoundError(f"No batch found with id '{batch_id}'.", param="id")
 
 
 def read_batch(connection: Connection, batch_id: str) -> Batch:
-    row = connection.execute(select(batches).where(batches.c.id == batch_id)).one_or_none()
+    row = None
+    if is_id(batch_id):
+        row = connection.execute(select(batches).where(batches.c.id == batch_id)).one_or_none()
     if row is None:
         raise no_batch(batch_id)
     return _batch(connection, row)

@@ -1,11 +1,23 @@
 """The ledger's file records: what exists, since when, until when; the bytes are elsewhere."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Collection, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Row, and_, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    and_,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from jobs.errors import InvalidRequestError, NotFoundError
 from jobs.file import File, Purpose
@@ -14,6 +26,7 @@ from jobs.ledger.tables import files
 
 Item = TypeVar("Item")
 Order = Literal["asc", "desc"]
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +37,29 @@ class Page(Generic[Item]):
     has_more: bool
 
 
+def is_id(text: str) -> bool:
+    """Whether it can be an id at all. What cannot is never asked of a database: it may have no
+    words for it, as for half a surrogate pair.
+    """
+    return _ID.fullmatch(text) is not None
+
+
 def unknown_cursor(after: str) -> InvalidRequestError:
     return InvalidRequestError(f"Invalid 'after': no object with id '{after}'.", param="after")
+
+
+def no_file(file_id: str) -> NotFoundError:
+    return NotFoundError(f"No such File object: {file_id}", param="id")
+
+
+def position_of(connection: Connection, table: Table, after: str) -> int:
+    """Where a page begins. Raises InvalidRequestError for an `after` that never existed."""
+    position = None
+    if is_id(after):
+        position = connection.execute(select(table.c.seq).where(table.c.id == after)).scalar()
+    if position is None:
+        raise unknown_cursor(after)
+    return int(position)
 
 
 class FileRecords:
@@ -45,11 +79,13 @@ class FileRecords:
 
     def get(self, file_id: str) -> File:
         """Raises NotFoundError for unknown, deleted and expired files alike."""
+        if not is_id(file_id):
+            raise no_file(file_id)
         with self._database.reading() as connection:
             query = select(files).where(files.c.id == file_id, _is_live())
             row = connection.execute(query).one_or_none()
         if row is None:
-            raise NotFoundError(f"No such File object: {file_id}", param="id")
+            raise no_file(file_id)
         return _file(row)
 
     def page(
@@ -62,11 +98,7 @@ class FileRecords:
             query = query.where(files.c.purpose == purpose)
         with self._database.reading() as connection:
             if after is not None:
-                position = connection.execute(
-                    select(files.c.seq).where(files.c.id == after)
-                ).scalar()
-                if position is None:
-                    raise unknown_cursor(after)
+                position = position_of(connection, files, after)
                 query = query.where(
                     files.c.seq < position if order == "desc" else files.c.seq > position
                 )
@@ -75,6 +107,8 @@ class FileRecords:
 
     def delete(self, file_id: str) -> None:
         """Raises NotFoundError, also for the second delete."""
+        if not is_id(file_id):
+            raise no_file(file_id)
         with self._database.writing() as connection:
             done = connection.execute(
                 update(files)
@@ -82,7 +116,7 @@ class FileRecords:
                 .values(deleted_at=int(time.time()))
             )
         if done.rowcount == 0:
-            raise NotFoundError(f"No such File object: {file_id}", param="id")
+            raise no_file(file_id)
 
     def held(self, file_ids: Collection[str]) -> set[str]:
         """Those of the ids whose bytes a record still stands for, be it expired."""

@@ -16,6 +16,7 @@ from jobs.ledger.database import Database
 from jobs.ledger.files import FileRecords
 from jobs.ledger.lines import LineRecords
 from jobs.ledger.tables import models
+from jobs.ledger.uploads import UploadRecords
 from jobs.stores.base import FileStore
 
 _ASKED_AT_ONCE: Final = 500
@@ -66,6 +67,7 @@ class Ledger:
         self.batches = BatchRecords(database)
         self.lines = LineRecords(database)
         self.models = ModelRecords(database)
+        self.uploads = UploadRecords(database)
 
     @classmethod
     def open(cls, url: str) -> "Ledger":
@@ -103,7 +105,7 @@ def _named_at(store: FileStore, name: str) -> float:
 
 
 def _unreferenced(ledger: Ledger, names: Sequence[str]) -> Iterator[str]:
-    held = ledger.files.held(names)
+    held = ledger.files.held(names) | ledger.uploads.held(names)
     batch_ids = [name.removeprefix(SNAPSHOT_PREFIX) for name in names]
     statuses = ledger.batches.statuses(batch_ids)
     for name, batch_id in zip(names, batch_ids, strict=True):

@@ -1,7 +1,7 @@
 """The ledger's lines, shards and results: written once each, the first result of a line wins."""
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, insert, select, update
@@ -98,17 +98,21 @@ class LineRecords:
         with self._database.writing() as connection:
             self._insert_results(connection, found)
 
-    def finish_shard(self, batch_id: str, shard_index: int) -> bool:
-        """Mark the shard done; whether the whole batch is settled by that."""
-        mine = shards.c.batch_id == batch_id
+    def finish_shards(self, keys: Collection[tuple[str, int]]) -> set[str]:
+        """Mark shards done, (batch, index) each, in one transaction; the batches settled by that."""
+        indices: dict[str, list[int]] = {}
+        for batch_id, index in keys:
+            indices.setdefault(batch_id, []).append(index)
+        if not indices:
+            return set()
         with self._database.writing() as connection:
-            connection.execute(
-                update(shards)
-                .where(mine, shards.c.shard_index == shard_index)
-                .values(state=ShardState.DONE)
-            )
-            rest = select(shards.c.shard_index).where(mine, shards.c.state != ShardState.DONE)
-            return connection.execute(rest.limit(1)).one_or_none() is None
+            for batch_id, mine in indices.items():
+                connection.execute(
+                    update(shards)
+                    .where(shards.c.batch_id == batch_id, shards.c.shard_index.in_(mine))
+                    .values(state=ShardState.DONE)
+                )
+            return {batch_id for batch_id in indices if _is_done(connection, batch_id)}
 
     def is_settled(self, batch_id: str) -> bool:
         """Whether every line of the batch has a result."""
@@ -173,6 +177,13 @@ class LineRecords:
         statement = self._database.insert_or_ignore(results)
         for part in _parts(found):
             connection.execute(statement, [result.as_row() for result in part])
+
+
+def _is_done(connection: Connection, batch_id: str) -> bool:
+    rest = select(shards.c.shard_index).where(
+        shards.c.batch_id == batch_id, shards.c.state != ShardState.DONE
+    )
+    return connection.execute(rest.limit(1)).one_or_none() is None
 
 
 def _unsettled() -> ColumnElement[bool]:

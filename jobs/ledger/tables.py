@@ -36,6 +36,33 @@ files = Table(
     Column("deleted_at", Integer),
 )
 
+# Uploads and their parts. A part's row goes with its bytes; an upload's stays.
+uploads = Table(
+    "uploads",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("purpose", String(32), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("mime_type", Text, nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("expires_at", Integer, nullable=False),
+    Column("file_lifetime_s", Integer),
+    Column("status", String(16), nullable=False),
+    Column("file_id", String(64)),
+    Column("part_ids", JSON, nullable=False),
+    Index("uploads_by_status", "status", "expires_at"),
+)
+
+upload_parts = Table(
+    "upload_parts",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("upload_id", String(64), ForeignKey("uploads.id"), nullable=False, index=True),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("created_at", Integer, nullable=False),
+)
+
 batches = Table(
     "batches",
     METADATA,
@@ -67,6 +94,15 @@ batches = Table(
     ),
     # Written when the batch ends; until then counts are derived from `results`.
     Column("final_counts", JSON),
+)
+
+# Which batch a client's own key stands for, and the digest of what it asked for then.
+idempotency_keys = Table(
+    "idempotency_keys",
+    METADATA,
+    Column("key", String(255), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("batch_id", String(64), ForeignKey("batches.id"), nullable=False),
 )
 
 lines = Table(

@@ -4,6 +4,12 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from server.routes import batches, files, health, models
+from server.routes import batches, files, health, models, uploads
 
-ROUTES: Final[tuple[APIRouter, ...]] = (files.router, batches.router, models.router, health.router)
+ROUTES: Final[tuple[APIRouter, ...]] = (
+    files.router,
+    uploads.router,
+    batches.router,
+    models.router,
+    health.router,
+)

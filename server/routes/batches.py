@@ -3,11 +3,12 @@
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 
 from jobs.batch import Batch, BatchStatus, new_batch_id
 from jobs.errors import ConflictError, InvalidRequestError, NotFoundError
 from jobs.file import Purpose
+from jobs.ledger.batches import IdempotencyKey
 from jobs.ledger.ledger import Ledger
 from jobs.openai import BatchObject, ListPage, batch_object, list_page
 from jobs.stores.base import FileStore
@@ -20,11 +21,23 @@ _BODY = {"requestBody": {"required": True, "content": {"application/json": {"sch
 
 @router.post("/v1/batches", openapi_extra=_BODY)
 def create_batch(
-    body: JsonBodyDep, ledger: LedgerDep, files: FilesDep, bell: BellDep
+    *,
+    body: JsonBodyDep,
+    ledger: LedgerDep,
+    files: FilesDep,
+    bell: BellDep,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> BatchObject:
+    """With a key of the client's own, asking again makes no second batch."""
     request = parse_batch_request(body)
+    key = None
+    if idempotency_key is not None:
+        key = IdempotencyKey(key=idempotency_key, digest=request.digest)
+        known = ledger.batches.of_key(key)
+        if known is not None:
+            return batch_object(known)
     _check_input_file(request.input_file_id, ledger)
-    batch = _record(request, ledger, files)
+    batch = _record(request, key, ledger, files)
     bell.validate(batch.id)
     return batch_object(batch)
 
@@ -42,8 +55,12 @@ def _check_input_file(file_id: str, ledger: Ledger) -> None:
         raise InvalidRequestError(message, param="input_file_id", code="invalid_value")
 
 
-def _record(request: BatchRequest, ledger: Ledger, files: FileStore) -> Batch:
-    """The batch, committed together with a snapshot of its input that no deletion reaches."""
+def _record(
+    request: BatchRequest, key: IdempotencyKey | None, ledger: Ledger, files: FileStore
+) -> Batch:
+    """The batch, committed together with a snapshot of its input that no deletion reaches; or
+    another one that took the key meanwhile.
+    """
     now = int(time.time())
     batch = Batch(
         id=new_batch_id(),
@@ -60,11 +77,16 @@ def _record(request: BatchRequest, ledger: Ledger, files: FileStore) -> Batch:
     except NotFoundError:  # deleted since it was looked up
         raise _no_input_file(request.input_file_id) from None
     try:
-        ledger.batches.add(batch)
+        is_new = ledger.batches.add(batch, key=key)
     except BaseException:
         files.delete(batch.input_blob)
         raise
-    return batch
+    if is_new or key is None:
+        return batch
+    files.delete(batch.input_blob)
+    known = ledger.batches.of_key(key)
+    assert known is not None
+    return known
 
 
 def _no_input_file(file_id: str) -> InvalidRequestError:

@@ -1,11 +1,7 @@
 """`/v1/files`: bytes stream through to the file store and back; never a whole file in memory."""
 
-import contextlib
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager
-from typing import Annotated, Any, BinaryIO, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
@@ -17,12 +13,13 @@ from jobs.ledger.files import Order
 from jobs.ledger.ledger import Ledger
 from jobs.openai import FileDeleted, FileObject, ListPage, file_object, list_page
 from jobs.stores.base import FileStore
+from server import refusals
 from server.deps import FilesDep, LedgerDep, SettingsDep
 from server.download import content_response
-from server.upload import Upload, UploadParser
+from server.file_form import FileForm, ReceivedFile
+from server.receive import in_threads, receive
 
 router = APIRouter(tags=["files"])
-_WRITE_BYTES: Final = 2**20
 _NOT_DOWNLOADABLE: Final = (Purpose.ASSISTANTS, Purpose.USER_DATA)
 _FORM: Final[dict[str, Any]] = {
     "type": "object",
@@ -31,7 +28,11 @@ _FORM: Final[dict[str, Any]] = {
         "file": {"type": "string", "format": "binary"},
         "purpose": {"type": "string", "enum": [purpose.value for purpose in UPLOAD_PURPOSES]},
         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-        "expires_after[seconds]": {"type": "integer", "minimum": 3_600, "maximum": 2_592_000},
+        "expires_after[seconds]": {
+            "type": "integer",
+            "minimum": refusals.MIN_EXPIRY_S,
+            "maximum": refusals.MAX_EXPIRY_S,
+        },
     },
 }
 _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
@@ -44,33 +45,23 @@ _CONTENT: Final[dict[int | str, dict[str, Any]]] = {
 async def upload_file(
     request: Request, ledger: LedgerDep, files: FilesDep, settings: SettingsDep
 ) -> FileObject:
-    parser = UploadParser(
-        request.headers.get("content-type"), max_batch_bytes=settings.max_file_bytes
-    )
+    form = FileForm(request.headers.get("content-type"), max_batch_bytes=settings.max_file_bytes)
     file_id = new_file_id()
-    async with _in_threads(files.write(file_id)) as stream:
-        upload = await _receive(request, parser, stream)
-    return file_object(await run_in_threadpool(_record, file_id, upload, ledger, files))
+    async with in_threads(files.write(file_id)) as stream:
+        await receive(request, form, stream)
+        received = form.finish()
+    return file_object(await run_in_threadpool(_record, file_id, received, ledger, files))
 
 
-async def _receive(request: Request, parser: UploadParser, stream: BinaryIO) -> Upload:
-    async for data in request.stream():
-        parser.feed(data)
-        if parser.num_pending_bytes >= _WRITE_BYTES:
-            await run_in_threadpool(stream.write, parser.take())
-    await run_in_threadpool(stream.write, parser.take())
-    return parser.finish()
-
-
-def _record(file_id: str, upload: Upload, ledger: Ledger, files: FileStore) -> File:
+def _record(file_id: str, received: ReceivedFile, ledger: Ledger, files: FileStore) -> File:
     now = int(time.time())
     file = File(
         id=file_id,
-        purpose=upload.purpose,
-        filename=upload.filename,
-        num_bytes=upload.num_bytes,
+        purpose=received.purpose,
+        filename=received.filename,
+        num_bytes=received.num_bytes,
         created_at=now,
-        expires_at=None if upload.lifetime_s is None else now + upload.lifetime_s,
+        expires_at=None if received.lifetime_s is None else now + received.lifetime_s,
     )
     try:
         ledger.files.add(file)
@@ -78,19 +69,6 @@ def _record(file_id: str, upload: Upload, ledger: Ledger, files: FileStore) -> F
         files.delete(file_id)
         raise
     return file
-
-
-@contextlib.asynccontextmanager
-async def _in_threads(manager: AbstractContextManager[BinaryIO]) -> AsyncIterator[BinaryIO]:
-    """The context, entered and left off the event loop: publishing a blob waits for the disk."""
-    stream = await run_in_threadpool(manager.__enter__)
-    try:
-        yield stream
-    except BaseException:
-        # Not in a thread: a cancelled request could not wait for it.
-        manager.__exit__(*sys.exc_info())
-        raise
-    await run_in_threadpool(manager.__exit__, None, None, None)
 
 
 @router.get("/v1/files")

@@ -32,20 +32,32 @@ class _Cut(Exception):
 class _NoText:
     """The tokenizer of a checkpoint that has none."""
 
-    has_chat_template = False
+    chat_template = ""
     vocab_size = 1000
 
     def encode(self, text: str) -> list[int]:
         raise EngineError("no tokenizer")
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         raise EngineError("no chat template")
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        raise NotImplementedError
+
+    def special_token_id(self, text: str) -> int | None:
+        return None
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return str(token_id).encode()
 
 
 class _FakeEngine:
     """Finishes the oldest row at each sweep; the text is the prompt's ids."""
 
     block_rows = 3
+    fingerprint = "fake"
     max_context_tokens = 100
 
     def __init__(self, *, most_sweeps: int | None = None) -> None:

@@ -251,12 +251,12 @@ def test_shards_are_queued_some_ahead_and_the_last_one_settles(ledger: Ledger) -
     assert ledger.lines.waiting_batches() == [batch_id]
     assert ledger.lines.queue_shards(batch_id, ahead=2) == [0, 1]
     assert ledger.lines.queue_shards(batch_id, ahead=2) == []
-    assert ledger.lines.finish_shard(batch_id, 0) is False
+    assert ledger.lines.finish_shards([(batch_id, 0)]) == set()
     assert ledger.lines.queue_shards(batch_id, ahead=2) == [2]
     assert ledger.lines.queued_shards(batch_id) == [1, 2]
     assert ledger.lines.waiting_batches() == []
-    assert ledger.lines.finish_shard(batch_id, 2) is False
-    assert ledger.lines.finish_shard(batch_id, 1) is True
+    assert ledger.lines.finish_shards([(batch_id, 2)]) == set()
+    assert ledger.lines.finish_shards([(batch_id, 1)]) == {batch_id}
 
 
 def test_unsettled_lines_of_a_shard_are_those_without_a_result(ledger: Ledger) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.answers import Usage
 from jobs.batch import Endpoint, LineFault
 from jobs.line import (
     MAX_CUSTOM_ID_CHARACTERS,
@@ -164,7 +165,7 @@ def test_a_row_is_one_line_whatever_is_in_it(text: str) -> None:
 
 
 def test_results_have_the_documented_shape() -> None:
-    done = completed_result("b", LINE, body={"x": 1}, input_tokens=1, output_tokens=2)
+    done = completed_result("b", LINE, body={"x": 1}, usage=Usage(input_tokens=1, output_tokens=2))
     row = json.loads(done.row)
     assert set(row) == {"id", "custom_id", "response", "error"}
     assert row["id"].startswith("batch_req_")

@@ -1,45 +1,14 @@
 """`/v1/files` through the official client, and what must hold on the disk behind it."""
 
-import hashlib
-import io
-import random
-from pathlib import Path
-
 import httpx2
 import openai
 import pytest
 from openai import OpenAI
 
-from jobs.file import File, Purpose
 from tests.support.server import Running
 from tests.support.wire import error_of
 
 NO_SUCH = "No such File object: file-none"
-
-
-def test_an_upload_comes_back_byte_for_byte(client: OpenAI, tmp_path: Path, lines: bytes) -> None:
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(lines)
-    with path.open("rb") as stream:
-        file = client.files.create(file=stream, purpose="batch")
-    assert (file.bytes, file.filename, file.status) == (len(lines), "in.jsonl", "processed")
-    assert (file.purpose, file.object) == ("batch", "file")
-    assert file.expires_at == file.created_at + 2_592_000
-    assert client.files.retrieve(file.id) == file
-    assert client.files.content(file.id).read() == lines
-
-
-def test_a_large_upload_is_intact(client: OpenAI) -> None:
-    data = random.Random(1).randbytes(9_000_001).replace(b"\n", b"\r\n--")
-    file = client.files.create(file=("blob.bin", data), purpose="fine-tune")
-    with client.files.with_streaming_response.content(file.id) as answer:
-        digest = hashlib.sha256(b"".join(answer.iter_bytes()))
-    assert digest.digest() == hashlib.sha256(data).digest()
-    assert file.expires_at is None
-
-
-def test_bytes_in_memory_are_judged_by_content_not_name(client: OpenAI, lines: bytes) -> None:
-    assert client.files.create(file=io.BytesIO(lines), purpose="batch").filename == "upload"
 
 
 def test_a_unicode_file_name_round_trips(client: OpenAI, http: httpx2.Client, lines: bytes) -> None:
@@ -49,14 +18,6 @@ def test_a_unicode_file_name_round_trips(client: OpenAI, http: httpx2.Client, li
     disposition = http.get(f"/v1/files/{file.id}/content").headers["content-disposition"]
     assert disposition.isascii()
     assert "%E6%97%A5%E6%9C%AC" in disposition
-
-
-@pytest.mark.parametrize("seconds", [3_600, 2_592_000])
-def test_expiry_counts_from_creation(client: OpenAI, lines: bytes, seconds: int) -> None:
-    file = client.files.create(
-        file=lines, purpose="batch", expires_after={"anchor": "created_at", "seconds": seconds}
-    )
-    assert file.expires_at == file.created_at + seconds
 
 
 @pytest.mark.parametrize(
@@ -123,55 +84,6 @@ def test_a_deleted_file_is_gone_everywhere(client: OpenAI, running: Running, lin
     assert running.blobs() == []
 
 
-def test_an_expired_file_is_gone_everywhere(client: OpenAI, running: Running) -> None:
-    with running.files.write("file-old") as stream:
-        stream.write(b"{}")
-    running.ledger.files.add(
-        File(
-            id="file-old",
-            purpose=Purpose.BATCH,
-            filename="old",
-            num_bytes=2,
-            created_at=1,
-            expires_at=2,
-        )
-    )
-    for call in (client.files.retrieve, client.files.content, client.files.delete):
-        with pytest.raises(openai.NotFoundError):
-            call("file-old")
-    assert client.files.list().data == []
-
-
-def test_pages_hold_every_file_once_and_in_order(client: OpenAI, lines: bytes) -> None:
-    made = [client.files.create(file=lines, purpose="batch").id for _ in range(7)]
-    assert [file.id for file in client.files.list(limit=3)] == made[::-1]
-    assert [file.id for file in client.files.list(limit=3, order="asc")] == made
-    last = client.files.list(limit=3, after=made[3])
-    assert [file.id for file in last.data] == made[2::-1]
-    assert last.has_more is False
-    assert client.files.list(limit=6).has_more is True
-
-
-def test_a_page_after_a_deleted_file_goes_on(client: OpenAI, lines: bytes) -> None:
-    made = [client.files.create(file=lines, purpose="batch").id for _ in range(3)]
-    client.files.delete(made[1])
-    assert [file.id for file in client.files.list(after=made[1]).data] == [made[0]]
-
-
-def test_lists_filter_by_purpose(client: OpenAI, http: httpx2.Client, lines: bytes) -> None:
-    client.files.create(file=lines, purpose="batch")
-    tuning = client.files.create(file=lines, purpose="fine-tune")
-    assert [file.id for file in client.files.list(purpose="fine-tune").data] == [tuning.id]
-    empty = http.get("/v1/files", params={"purpose": "nonsense"}).json()
-    assert empty == {
-        "object": "list",
-        "data": [],
-        "first_id": None,
-        "last_id": None,
-        "has_more": False,
-    }
-
-
 @pytest.mark.parametrize(
     ("query", "param", "code"),
     [
@@ -193,11 +105,6 @@ def test_wrong_list_parameters_are_refused(
 def test_an_unsupported_order_lists_what_is_supported(http: httpx2.Client) -> None:
     error = error_of(http.get("/v1/files", params={"order": "up"}))
     assert error["message"] == "Invalid value: 'up'. Supported values are: 'asc' and 'desc'."
-
-
-@pytest.mark.parametrize("limit", [1, 10_000])
-def test_the_ends_of_the_limit_are_accepted(client: OpenAI, limit: int) -> None:
-    assert client.files.list(limit=limit).data == []
 
 
 def test_private_purposes_are_not_downloadable(client: OpenAI) -> None:

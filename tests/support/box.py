@@ -20,8 +20,11 @@ from jobs.file import new_file_id
 from jobs.ledger.ledger import Ledger
 from jobs.queue import BLOCK_QUEUE, Doorbell
 from jobs.settings import Settings
-from worker.context import open_store
+from tests.support.fake_engine import FakeTokenizer
+from worker.context import IntakeContext, open_store
 from worker.main import connect
+from worker.model import served_model
+from worker.render import Renderer
 
 ROOT = Path(__file__).parents[2]
 MODEL = "tiny"
@@ -90,14 +93,29 @@ class Box:
             self.doorbell.validate(batch.id)
         return batch.id
 
+    def intake_context(self) -> IntakeContext:
+        """What intake's tasks work with, in this process."""
+        served = served_model(self.settings)
+        self.ledger.models.serve(served)
+        return IntakeContext(
+            settings=self.settings,
+            ledger=self.ledger,
+            store=self.store,
+            doorbell=self.doorbell,
+            renderer=Renderer(
+                tokenizer=FakeTokenizer(), max_context_tokens=served.max_context_tokens
+            ),
+            model_id=served.id,
+        )
+
     def batch(self, batch_id: str) -> Batch:
         return self.ledger.batches.get(batch_id)
 
-    def wait(self, batch_id: str, *, seconds: float = 20) -> Batch:
+    def wait(self, batch_id: str, *, seconds: float = 60) -> Batch:
         self.until(lambda: self.batch(batch_id).status.is_final, seconds=seconds)
         return self.batch(batch_id)
 
-    def until(self, condition: Callable[[], object], *, seconds: float = 20) -> None:
+    def until(self, condition: Callable[[], object], *, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "waited too long"

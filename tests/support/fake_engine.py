@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import starmap
 from pathlib import Path
+from typing import Any
 
-from engine.config import Completion, FinishReason, Prompt
+from engine.config import Completion, FinishReason, Prompt, TokenLogprobs
 from engine.errors import EngineError, PromptError
 from engine.sweep.call_log import CallLog, LoggedRow
 from engine.sweep.report import Report
@@ -23,18 +24,35 @@ class FakeTokenizer:
 
     vocab_size = 1_000
 
+    def __init__(self, chat_template: str = "") -> None:
+        self.chat_template = chat_template
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        text = "".join(f"{message['role'][0]}{message['content']}" for message in messages)
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+    def special_token_id(self, text: str) -> int | None:
+        return None
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return bytes(token_ids).decode()
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
+        text = "".join(f"[{tool['function']['name']}]" for tool in tools)
+        text += "".join(f"{message['role'][0]}{message['content']}" for message in messages)
         if "refuse me" in text:
             raise EngineError("the chat template refuses the messages")
         return self.encode(text)
 
 
 class FakeEngine:
-    """One token a row and sweep. `witness` is a call log, the real engine's own."""
+    """One token a row and sweep, the same for all rows of a prompt. `witness` is a call log, the real engine's own."""
+
+    fingerprint = "fake"
 
     def __init__(
         self,
@@ -88,7 +106,12 @@ class FakeEngine:
         for prompt, tokens in block.values():
             tokens.append(97 + (sum(prompt.token_ids) + len(tokens)) % 26)
         done = [key for key, (prompt, tokens) in block.items() if _is_done(prompt, tokens)]
-        completions = [_completion(*self._rows.pop(key)) for key in done]
+        finished = [self._rows.pop(key) for key in done]
+        completions = [
+            _completion(prompt, tokens, index)
+            for prompt, tokens in finished
+            for index in range(prompt.sampling.n)
+        ]
         for each in completions:
             self._call_log.finish(each.key, reason=each.finish_reason, tokens=each.num_generated)
         return completions
@@ -111,12 +134,20 @@ def _is_done(prompt: Prompt, tokens: list[int]) -> bool:
     return len(tokens) >= prompt.sampling.max_tokens
 
 
-def _completion(prompt: Prompt, tokens: list[int]) -> Completion:
+def _completion(prompt: Prompt, tokens: list[int], index: int) -> Completion:
+    num_top = prompt.sampling.logprobs
     return Completion(
         key=prompt.key,
+        index=index,
         token_ids=tuple(tokens),
         text=bytes(tokens).decode(),
         finish_reason=FinishReason.LENGTH,
         num_prompt_tokens=len(prompt.token_ids),
         num_generated=len(tokens),
+        logprobs=None if num_top is None else tuple(_scored(token, num_top) for token in tokens),
     )
+
+
+def _scored(token_id: int, num_top: int) -> TokenLogprobs:
+    top = ((token_id, -0.25), (token_id - 1, -1.5))
+    return TokenLogprobs(token_id=token_id, logprob=-0.25, top=top[:num_top])

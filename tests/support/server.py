@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from jobs.ledger.ledger import Ledger
 from jobs.stores.base import FileStore
+from server.connection import connection_class
 
 _START_LIMIT_S = 30.0
 
@@ -43,13 +44,18 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
-    """Yield the address, `http://127.0.0.1:<port>`, of the running application."""
+def serving(app: ASGIApp, *, stall_s: float = 60.0, port: int = 0) -> Iterator[str]:
+    """Yield the address, `http://127.0.0.1:<port>`, of the running application; 0: any port."""
     config = uvicorn.Config(
-        app, log_level="critical", access_log=False, lifespan="on", timeout_graceful_shutdown=5
+        app,
+        http=connection_class(stall_s),
+        log_level="critical",
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=5,
     )
     server = _Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -59,3 +65,8 @@ def serving(app: ASGIApp) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(_START_LIMIT_S)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])

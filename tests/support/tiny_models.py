@@ -115,10 +115,12 @@ def write_tiny_model(
     return folder
 
 
-def write_tiny_tokenizer(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> Path:
-    """A tokenizer of exactly the 256 bytes, of which 0 and 1 are given up for bos and eos."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate(["<s>", "</s>", *alphabet[2:]])}
+def write_tiny_tokenizer(
+    folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, without: str = '!"'
+) -> Path:
+    """A tokenizer of the 256 bytes, of which two, `without`, are given up for bos and eos."""
+    alphabet = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(without))
+    vocab = {token: index for index, token in enumerate(["<s>", "</s>", *alphabet])}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()

@@ -1,6 +1,8 @@
 """What goes over the wire in tests: request lines out, error envelopes back."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import httpx2
 
@@ -30,3 +32,14 @@ def error_of(response: httpx2.Response) -> dict[str, object]:
     assert set(body["error"]) == {"message", "type", "param", "code"}
     found: dict[str, object] = body["error"]
     return found
+
+
+def form(fields: Mapping[str, bytes]) -> dict[str, Any]:
+    """A multipart request, its fields in that order; `file` and `data` are files."""
+    body = b""
+    for name, value in fields.items():
+        filename = f'; filename="{name}.jsonl"' if name in ("file", "data") else ""
+        head = f'--B\r\nContent-Disposition: form-data; name="{name}"{filename}\r\n\r\n'
+        body += head.encode() + value + b"\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=B"}
+    return {"content": body + b"--B--\r\n", "headers": headers}

@@ -6,10 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.box import Box
-from tests.support.fake_engine import FakeTokenizer
 from worker.context import IntakeContext
-from worker.model import served_model
-from worker.render import Renderer
 
 
 @pytest.fixture
@@ -22,14 +19,4 @@ def box(tmp_path: Path, valkey_url: str) -> Iterator[Box]:
 
 @pytest.fixture
 def context(box: Box) -> IntakeContext:
-    """What intake's tasks work with, in this process."""
-    served = served_model(box.settings)
-    box.ledger.models.serve(served)
-    return IntakeContext(
-        settings=box.settings,
-        ledger=box.ledger,
-        store=box.store,
-        doorbell=box.doorbell,
-        renderer=Renderer(tokenizer=FakeTokenizer(), max_context_tokens=served.max_context_tokens),
-        model_id=served.id,
-    )
+    return box.intake_context()

@@ -7,6 +7,7 @@ import time
 import pytest
 from rq import Queue
 
+from jobs.answers import Usage
 from jobs.batch import BatchStatus, ExpiryPolicy, new_batch_id
 from jobs.file import File, Purpose, new_file_id
 from jobs.line import Outcome, completed_result
@@ -36,7 +37,10 @@ def _settle(box: Box, batch_id: str, indices: range) -> None:
     box.ledger.lines.record(
         [
             completed_result(
-                batch_id, line, body={"n": line.index}, input_tokens=1, output_tokens=1
+                batch_id,
+                line,
+                body={"n": line.index},
+                usage=Usage(input_tokens=1, output_tokens=1),
             )
             for line in lines
         ]

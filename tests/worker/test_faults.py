@@ -29,7 +29,7 @@ def _unsettled_lines(box: Box, batch_id: str) -> set[int]:
     return {line.index for shard in shards for line in box.ledger.lines.unsettled(batch_id, shard)}
 
 
-def test_a_killed_worker_loses_nothing_and_repeats_no_finished_line(box: Box) -> None:
+def test_097_a_killed_worker_loses_nothing_and_repeats_no_finished_line(box: Box) -> None:
     lines = [completion_line(index, max_tokens=1 + index % 9) for index in range(60)]
     batch_id = box.add(lines)
     with box.running("intake"):
@@ -77,7 +77,7 @@ def test_a_stopped_worker_gives_its_shards_back_in_order(box: Box) -> None:
         box.cancel(batch_id)
 
 
-def test_a_flushed_redis_is_rung_again(box: Box) -> None:
+def test_099_a_flushed_redis_is_rung_again(box: Box) -> None:
     batch_id = box.add([completion_line(index, max_tokens=20) for index in range(80)])
     with box.running("intake"), box.running("worker", block_rows=8, sweep_s=0.005):
         box.until(lambda: box.num_settled(batch_id) >= 8)
@@ -136,7 +136,7 @@ def test_a_poisonous_line_gets_a_500_and_its_neighbours_finish(box: Box) -> None
     assert row["response"]["body"]["error"]["type"] == "server_error"
 
 
-def test_a_broken_engine_ends_the_process_and_blames_no_line(box: Box) -> None:
+def test_093_a_broken_engine_ends_the_process_and_blames_no_line(box: Box) -> None:
     batch_id = box.add([completion_line(index) for index in range(8)])
     with box.running("intake"):
         box.until(lambda: len(box.queue) == 2)

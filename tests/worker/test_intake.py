@@ -113,10 +113,11 @@ def test_marks_blanks_and_line_ends_do_not_matter(box: Box, context: IntakeConte
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "an unknown parameter": ({"tempereture": 1}, "unknown_parameter", "tempereture"),
-    "log probabilities": ({"logprobs": 0}, "unsupported_parameter", "logprobs"),
-    "two samples": ({"n": 2}, "unsupported_parameter", "n"),
-    "a penalty": ({"presence_penalty": 0.1}, "unsupported_parameter", "presence_penalty"),
-    "several prompts": ({"prompt": ["a", "b"]}, "unsupported_parameter", "prompt"),
+    "six likeliest": ({"logprobs": 6}, "integer_above_max_value", "logprobs"),
+    "no sample": ({"n": 0}, "integer_below_min_value", "n"),
+    "a suffix": ({"suffix": "."}, "unsupported_parameter", "suffix"),
+    "a great penalty": ({"presence_penalty": 2.1}, "decimal_above_max_value", "presence_penalty"),
+    "an empty prompt": ({"prompt": ["a", ""]}, "invalid_value", "prompt[1]"),
     "heat": ({"temperature": 2.1}, "decimal_above_max_value", "temperature"),
     "cold": ({"temperature": -1}, "decimal_below_min_value", "temperature"),
     "a truth for a number": ({"top_p": True}, "invalid_type", "top_p"),
@@ -178,11 +179,20 @@ REFUSED_CHATS: dict[str, tuple[dict[str, Any], str, str]] = {
         "messages[0].content[0].text",
     ),
     "a schema": (
-        {"response_format": {"type": "json_object"}},
-        "unsupported_parameter",
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"not": {}}},
+            }
+        },
+        "invalid_value",
         "response_format",
     ),
-    "tools": ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
+    "tools": (
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        "unsupported_parameter",
+        "tools",
+    ),
     "two limits": ({"max_tokens": 3, "max_completion_tokens": 4}, "invalid_value", "max_tokens"),
     "its template": (
         {"messages": [{"role": "user", "content": "refuse me"}]},
@@ -239,7 +249,7 @@ def test_the_context_refusal_names_the_numbers(box: Box, context: IntakeContext)
 
 def test_refused_lines_make_no_shards_of_their_own(box: Box, context: IntakeContext) -> None:
     good = [completion_line(index) for index in range(4)]
-    bad = [completion_line(index, n=2) for index in range(10, 16)]
+    bad = [completion_line(index, n=0) for index in range(10, 16)]
     batch_id = box.add([bad[0], *good, *bad[1:]])
     validate_batch(context, batch_id)
     assert box.ledger.lines.queued_shards(batch_id) == [0]
@@ -247,7 +257,7 @@ def test_refused_lines_make_no_shards_of_their_own(box: Box, context: IntakeCont
 
 
 def test_a_batch_with_nothing_to_run_completes_at_once(box: Box, context: IntakeContext) -> None:
-    batch_id = box.add([completion_line(index, n=2) for index in range(3)])
+    batch_id = box.add([completion_line(index, n=0) for index in range(3)])
     validate_batch(context, batch_id)
     finalize_batch(context, batch_id)
     batch = box.batch(batch_id)

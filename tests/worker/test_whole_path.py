@@ -6,7 +6,7 @@ from tests.support.box import Box, chat_line, completion_line
 
 def test_a_batch_goes_from_validating_to_completed(box: Box) -> None:
     lines = [completion_line(index) for index in range(10)]
-    lines.insert(4, completion_line(99, logprobs=3))
+    lines.insert(4, completion_line(99, suffix="x"))
     with box.running("intake"), box.running("worker"):
         batch = box.wait(box.add(lines))
     assert batch.status is BatchStatus.COMPLETED
