@@ -140,7 +140,12 @@ class Table:
             self._row({near: 1.0, hosted: 1.0}, self._granules(group))
             if group.name == "layers":
                 granule = group.granule_bytes
-                self._row({near: -granule, self._slot: -(2.0**20)}, -group.num_bytes)
+                unit_bytes = self._candidate.base.unit_bytes
+                if unit_bytes is None:
+                    self._row({near: -granule, self._slot: -(2.0**20)}, -group.num_bytes)
+                else:
+                    largest = min(group.num_bytes, max(unit_bytes, granule))
+                    self._row({self._slot: -(2.0**20)}, -largest)
 
     def _add_kv(self) -> None:
         pages = math.ceil(self._candidate.kept_tokens / KV_PAGE_TOKENS)
