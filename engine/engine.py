@@ -21,7 +21,7 @@ from engine.compute.routes import Beside, Here, Route
 from engine.compute.skeleton import build_skeleton, decoder_layers
 from engine.config import Budgets, Completion, FinishReason, Prompt
 from engine.context import max_context_tokens
-from engine.errors import PackError, PromptError
+from engine.errors import BudgetError, PackError, PromptError
 from engine.memory.ceilings import ceilings_of
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.kv_cache import KVCache, KVShape
@@ -33,7 +33,7 @@ from engine.memory.shapes import kv_shapes, model_shape, model_work
 from engine.memory.weights import StreamedWeights
 from engine.planning.cost import check_budgets
 from engine.planning.flops import Work
-from engine.planning.policy import Policy, Tier
+from engine.planning.policy import Policy, Tier, needs_reload
 from engine.planning.shape import ModelShape
 from engine.sweep.block import Block
 from engine.sweep.call_log import CallLog
@@ -67,12 +67,17 @@ class Engine:
         model: Any,  # transformers' models are untyped
         tokenizer: Tokenizer,
         policy: Policy,
+        shape: ModelShape,
+        budgets: Budgets,
         work: Work,
         timeline: Timeline,
         recorder: Recorder,
-        spill_dir: Path,
     ) -> None:
         self.policy = policy
+        self.shape = shape
+        self.work = work
+        self.budgets = budgets
+        """What the policy was checked against: disk that is read in place counts as room."""
         self.tokenizer = tokenizer
         self._eos_token_ids = frozenset((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids))
         self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
@@ -80,7 +85,7 @@ class Engine:
         device = _device(policy.compute)
         layers = decoder_layers(model)
         shapes = kv_shapes(checkpoint.config)
-        caches = _caches(shapes, policy, spill_dir)
+        caches = _caches(shapes, policy, budgets.spill_dir)
         # A row never outgrows what keys and values have room for.
         self.max_context_tokens = min(
             max_context_tokens(checkpoint.config), max(cache.num_tokens for cache in caches)
@@ -106,7 +111,7 @@ class Engine:
             undo.pop_all()
         self._block = Block(caches, max_rows=policy.block_rows, on_preempt=recorder.preempted)
         self._micro_batches = MicroBatches(
-            policy, self._context, spill_dir=spill_dir, device=device
+            policy, self._context, spill_dir=budgets.spill_dir, device=device
         )
         self._executor = Executor(
             model,
@@ -200,7 +205,8 @@ class Engine:
             model=model,
             tokenizer=Tokenizer.load(opened.source),
             policy=chosen,
-            spill_dir=budgets.spill_dir,
+            shape=shape,
+            budgets=roomy,
             work=model_work(plan.groups, opened.config, dtype=dtype),
             timeline=timeline,
             recorder=Recorder(
@@ -219,6 +225,18 @@ class Engine:
     @property
     def num_rows(self) -> int:
         return self._block.num_rows
+
+    def adopt(self, policy: Policy) -> None:
+        """Go on under a policy of other block rows, sweep tokens, micro-batch tokens, fetch tokens or
+        reason; rows of the block stay. Raises BudgetError where it does not fit, or where anything
+        else differs: that takes another engine.
+        """
+        if fixed := needs_reload(self.policy, policy):
+            raise BudgetError(f"an engine that is loaded cannot change its {', '.join(fixed)}")
+        check_budgets(self.shape, policy, self.budgets)
+        self.policy = self._micro_batches.policy = policy
+        self._block.max_rows = policy.block_rows
+        self._recorder.policy_adopted(policy.reason)
 
     def check(self, prompt: Prompt) -> None:
         """Raises PromptError if the prompt cannot run, alone in an empty block."""
