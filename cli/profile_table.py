@@ -16,8 +16,10 @@ _MICROSECOND_S: Final = 1e-6
 
 def profile_table(measured: "Measured") -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading, justify in (("", "left"), ("", "left"), ("a second", "left"), ("spread", "right")):
-        table.add_column(heading, justify=justify, no_wrap=heading != "a second")
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("a second")
+    table.add_column("spread", justify="right", no_wrap=True)
     by_row: dict[tuple[Figure, str], list[Measurement]] = {}
     for each in measured.measurements:
         by_row.setdefault((each.figure, each.kind), []).append(each)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import statistics
 import tempfile
 import time
@@ -28,7 +29,9 @@ _MANY_ROWS: Final = 32
 _PROMPT_TOKENS: Final = 4
 _BUDGET_BYTES: Final = 2**30
 _KV_BYTES: Final = 2**24
-_LEAST_SWEEPS: Final = 6
+_LEAST_SWEEPS: Final = 4
+_NUM_TURNS: Final = 3
+_PREFIX: Final = ".freight-profile-"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,28 +49,25 @@ def measure_overheads(spill_dir: Path, *, on_gpu: bool, seconds: float) -> Overh
 
     The seeded model and its pack lie in a folder in `spill_dir` that is gone afterwards.
     """
-    taken_s: dict[tuple[int, int], float] = {}
-    with tempfile.TemporaryDirectory(dir=spill_dir, prefix=".freight-profile-") as folder:
-        for num_layers in (_FEW_LAYERS, _MANY_LAYERS):
-            source = _write_model(Path(folder) / f"layers-{num_layers}", num_layers)
-            budgets = Budgets(
-                gpu_bytes=_BUDGET_BYTES if on_gpu else 0,
-                host_bytes=_BUDGET_BYTES,
-                disk_bytes=_BUDGET_BYTES,
-                spill_dir=Path(folder) / "spill",
-            )
-            with Engine.load(source, budgets=budgets, policy=_everything_resident) as engine:
-                for num_rows in (1, _MANY_ROWS):
-                    taken_s[num_layers, num_rows] = _sweep_s(engine, num_rows, seconds / 4)
-    return fit_overheads(
-        [
-            taken_s[layers, rows]
-            for layers in (_FEW_LAYERS, _MANY_LAYERS)
-            for rows in (1, _MANY_ROWS)
-        ],
-        layers=(_FEW_LAYERS, _MANY_LAYERS),
-        rows=(1, _MANY_ROWS),
-    )
+    layers, rows = (_FEW_LAYERS, _MANY_LAYERS), (1, _MANY_ROWS)
+    ways = list(itertools.product(range(2), range(2)))
+    taken_s: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
+    with contextlib.ExitStack() as stack:
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(dir=spill_dir, prefix=_PREFIX))
+        )
+        engines = [
+            stack.enter_context(_engine(folder / f"layers-{count}", count, on_gpu=on_gpu))
+            for count in layers
+        ]
+        # They take turns, so that others' load meets them alike.
+        for _ in range(_NUM_TURNS):
+            for which, count in ways:
+                turn_s = seconds / len(ways) / _NUM_TURNS
+                taken_s[which, count] += _sweeps_s(engines[which], rows[count], turn_s)
+    # What other processes took is in the slower ones.
+    quartiles = [statistics.quantiles(taken_s[way], n=4, method="inclusive")[0] for way in ways]
+    return fit_overheads(quartiles, layers=layers, rows=rows)
 
 
 def fit_overheads(
@@ -88,8 +88,19 @@ def fit_overheads(
     return Overheads(sweep_s=max(0.0, rest_s), step_s=step_s, row_s=row_s, row_step_s=row_step_s)
 
 
-def _sweep_s(engine: Engine, num_rows: int, seconds: float) -> float:
-    """The lower quartile of sweeps in which every row decodes: what other processes took is none."""
+def _engine(folder: Path, num_layers: int, *, on_gpu: bool) -> Engine:
+    budgets = Budgets(
+        gpu_bytes=_BUDGET_BYTES if on_gpu else 0,
+        host_bytes=_BUDGET_BYTES,
+        disk_bytes=_BUDGET_BYTES,
+        spill_dir=folder / "spill",
+    )
+    source = _write_model(folder / "model", num_layers)
+    return Engine.load(source, budgets=budgets, policy=_everything_resident)
+
+
+def _sweeps_s(engine: Engine, num_rows: int, seconds: float) -> list[float]:
+    """Sweeps in which every row decodes, for that long."""
     limit = engine.max_context_tokens - _PROMPT_TOKENS
     sampling = Sampling(max_tokens=limit, ignore_eos=True)
     prompts = [
@@ -104,7 +115,7 @@ def _sweep_s(engine: Engine, num_rows: int, seconds: float) -> float:
             if engine.sweep():
                 break  # the rows are at their longest
             taken_s.append(time.perf_counter() - started_s)
-    return statistics.quantiles(taken_s, n=4, method="inclusive")[0]
+    return taken_s
 
 
 @contextlib.contextmanager
