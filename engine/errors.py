@@ -4,6 +4,8 @@ EngineError
 ├── CheckpointError        the files cannot be read: missing, truncated, damaged
 ├── UnsupportedModelError  the architecture is named, and why it cannot be honoured
 ├── BudgetError            a tier lacks bytes: which tier, how many, how many are there
+├── HardwareError          a machine's description lacks a figure or has one that cannot be
+├── WorkloadError          no rows are like those described
 ├── PromptError            one prompt cannot run (the row fails, the block goes on)
 ├── PackError              a packed weight file does not hold what its manifest says
 ├── RecordError            a policy's or a profile's JSON file does not hold one: which field
@@ -26,6 +28,14 @@ class UnsupportedModelError(EngineError):
 
 class BudgetError(EngineError):
     """A tier's byte budget is too small for the policy."""
+
+
+class HardwareError(EngineError):
+    """A machine's description cannot be read, or lacks what is asked of it."""
+
+
+class WorkloadError(EngineError):
+    """A described workload has no rows, or rows that cannot be."""
 
 
 class PromptError(EngineError):
