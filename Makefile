@@ -54,9 +54,10 @@ types:
 imports:
 	$(BIN)/lint-imports
 
+# Two processes that each bring threads for every core would starve one another.
 tests:
-	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage report --fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal \
+	  --cov --cov-report term --cov-fail-under 85
 
 # What takes minutes, such as the whole demo; not part of `make test`.
 slow: setup model
