@@ -11,7 +11,7 @@ from cli.profile_table import profile_table, profile_text
 from jobs.settings import Settings
 
 if TYPE_CHECKING:  # torch is loaded by the command alone
-    from engine.profiling.saved import Profile
+    from engine.planning.hardware import Hardware
 
 
 def profile(
@@ -28,18 +28,18 @@ def profile(
     spill_dir: SpillDir = None,
 ) -> None:
     """Measure this machine for the planner: about a minute, best while nothing else runs."""
-    from engine.planning.records import write_record  # noqa: PLC0415 (torch is slow to import)
+    from engine.planning.records import write_text  # noqa: PLC0415 (torch is slow to import)
 
     settings = overridden(Settings.from_environment(), spill_dir=spill_dir)
     found = _measured(settings, force=force, quick=quick)
     if out is not None:
-        write_record(out, found)
+        write_text(out, found.to_json())
     say(profile_text(found))
-    progress_console().print(profile_table(found.measured))
+    progress_console().print(profile_table(found))
     say(f"kept in {settings.profile_file}" + (f" and {out}" if out else ""))
 
 
-def _measured(settings: Settings, *, force: bool, quick: bool) -> "Profile":
+def _measured(settings: Settings, *, force: bool, quick: bool) -> "Hardware":
     from engine.profiling.saved import measured_or_saved  # noqa: PLC0415 (see above)
 
     with progress_bar() as bar:

@@ -21,11 +21,10 @@ class Machine:
     gpu: str | None
     versions: Mapping[str, str]
 
-    def __str__(self) -> str:
-        """For people."""
-        parts = [f"{self.cpu}, {self.num_cores} cores"]
-        parts += [self.gpu] if self.gpu else []
-        return "; ".join([*parts, ", ".join(f"{name} {it}" for name, it in self.versions.items())])
+    def as_dict(self) -> dict[str, str]:
+        """By the name of the fact or the library."""
+        facts = {"cpu": self.cpu, "cores": str(self.num_cores), "threads": str(self.num_threads)}
+        return facts | ({"gpu": self.gpu} if self.gpu else {}) | dict(self.versions)
 
 
 def this_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:

@@ -39,12 +39,29 @@ def from_json(kind: type[_Value], data: Any) -> _Value:
 
 
 def write_record(path: Path, value: Any) -> None:
-    """Whole or not at all: a reader never sees half of it. Raises RecordError."""
+    """Raises RecordError."""
     text = json.dumps(to_json(value), indent=2, allow_nan=False)
+    write_text(path, f"{text}\n")
+
+
+def read_record(kind: type[_Value], path: Path) -> _Value:
+    """Raises RecordError that names the file, the field and what is there."""
+    try:
+        data = json.loads(read_text(path))
+    except ValueError as error:
+        raise RecordError(f"{path} is not JSON: {error}") from error
+    try:
+        return from_json(kind, data)
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all: a reader never sees half of it. Raises RecordError."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(f"{text}\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -52,18 +69,12 @@ def write_record(path: Path, value: Any) -> None:
         raise RecordError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def read_record(kind: type[_Value], path: Path) -> _Value:
-    """Raises RecordError that names the file, the field and what is there."""
+def read_text(path: Path) -> str:
+    """Raises RecordError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise RecordError(f"{path} is not JSON: {error}") from error
-    try:
-        return from_json(kind, data)
-    except RecordError as error:
-        raise RecordError(f"{path}: {error}") from error
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
 
 
 def _read(kind: Any, data: Any, name: str) -> Any:

@@ -185,7 +185,8 @@ def _expansion(
     device: torch.device, dtype: torch.dtype, stored: torch.dtype, effort: Effort
 ) -> list[Measurement]:
     rate = expansion_rate(stored, dtype=dtype, device=device, seconds=effort.seconds)
-    return [_one(Figure.EXPANSION, f"{_name(stored)} to {kind_of(device, dtype)}", rate)]
+    tier = kind_of(device, stored)
+    return [_one(Figure.EXPANSION, f"{tier}->{_name(dtype)}", rate)]
 
 
 def _one(figure: Figure, kind: str, rate: Rate) -> Measurement:

@@ -28,7 +28,7 @@ class Figure(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """`kind` tells devices and dtypes apart, like "cpu/float32" or "bfloat16 to cpu/float32"; `at`
+    """`kind` tells devices and dtypes apart, like "cpu/float32" or "cpu/bfloat16->float32"; `at`
     are the bytes of a request or the rows of a product, where there are several.
     """
 
@@ -48,10 +48,9 @@ class Measured:
     measurements: tuple[Measurement, ...]
     overheads: dict[str, Overheads]
 
-    def rate(self, figure: Figure, kind: str = "") -> float:
-        """Of the one measurement that is no curve."""
-        (found,) = self.curve(figure, kind)
-        return found[1]
+    def rate(self, figure: Figure, kind: str = "") -> float | None:
+        """Of the one measurement that is no curve; None where nothing of the kind was measured."""
+        return next((rate for _, rate in self.curve(figure, kind)), None)
 
     def curve(self, figure: Figure, kind: str = "") -> tuple[tuple[int, float], ...]:
         """(at, rate a second), ascending; empty where nothing of the kind was measured."""
@@ -66,7 +65,7 @@ class Measured:
         found = [each.kind for each in self.measurements if each.figure is figure]
         return tuple(dict.fromkeys(found))
 
-    @property
-    def spread(self) -> float:
-        """The widest."""
-        return max((each.rate.spread for each in self.measurements), default=0.0)
+    def spread(self, figure: Figure) -> float:
+        """The widest of its measurements; 0 where there are none."""
+        found = (each.rate.spread for each in self.measurements if each.figure is figure)
+        return max(found, default=0.0)

@@ -1,6 +1,5 @@
 """`freight profile`: measured once, shown as a table that fits, written where it was asked."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,10 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.profile_table import profile_table, profile_text
-from engine.planning.records import read_record
 from engine.profiling import saved
 from engine.profiling.measurement import Measured
-from engine.profiling.saved import Profile
-from tests.support.profiles import MEASURED, profile_of
+from engine.profiling.saved import read_hardware
+from tests.support.profiles import MEASURED, hardware_here
 
 
 def test_the_command_measures_once_and_writes_the_profile_twice(
@@ -32,8 +30,8 @@ def test_the_command_measures_once_and_writes_the_profile_twice(
         told = CliRunner().invoke(app, ["profile", "--out", str(out)])
         assert told.exit_code == 0, told.output
     assert len(spent) == 1
-    assert read_record(Profile, out) == read_record(Profile, tmp_path / "state" / "profile.json")
-    assert json.loads(out.read_text())["is_quick"] is False
+    assert read_hardware(out) == read_hardware(tmp_path / "state" / "profile.json")
+    assert read_hardware(out).versions["effort"] == "in full"
     assert CliRunner().invoke(app, ["profile", "--force", "--quick"]).exit_code == 0
     assert len(spent) == 2
 
@@ -41,12 +39,13 @@ def test_the_command_measures_once_and_writes_the_profile_twice(
 def test_the_table_has_a_row_a_figure_and_curves_by_their_points(tmp_path: Path) -> None:
     console = Console(width=100, record=True, file=None, force_terminal=False)
     with console.capture() as captured:
-        console.print(profile_table(MEASURED))
+        console.print(profile_table(hardware_here(tmp_path)))
     text = captured.get()
     assert "1 at 64 KiB, 1 at 1 MiB, 1 at 32 MiB" in text
     assert "GFLOP: 7 at 1, 19.8 at 8, 56 at 64, 158 at 512" in text
     assert "20.0 GB" in text
-    assert "a step 600 µs" in text
-    assert text.count("±5%") == 10
-    assert "measured in full at 2026-01-01" in profile_text(profile_of(tmp_path))
-    assert "17.2 GB of host memory" in profile_text(profile_of(tmp_path))
+    assert "a layer's step 600 µs, a row 200 µs" in text
+    assert text.count("±5%") == 9
+    told = profile_text(hardware_here(tmp_path))
+    assert "17.2 GB of host memory, 137.4 GB of disk may be used" in told
+    assert "effort in full" in told

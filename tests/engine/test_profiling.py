@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from engine.errors import EngineError
-from engine.planning.records import read_record, to_json, write_record
+from engine.errors import EngineError, HardwareError
+from engine.planning.hardware import Hardware, RateCurve
 from engine.profiling import saved
 from engine.profiling.measure import Effort, measure
 from engine.profiling.measurement import Figure, Measured
 from engine.profiling.overheads import Overheads, fit_overheads
-from engine.profiling.saved import Profile, measured_or_saved
-from tests.support.profiles import MEASURED, profile_of
+from engine.profiling.saved import hardware_of, measured_or_saved, read_hardware
+from tests.support.profiles import MEASURED, hardware_here
 
 LEAST = Effort(
     seconds=0.0,
@@ -34,9 +34,13 @@ def test_all_that_a_plan_asks_is_measured_and_told_step_by_step(tmp_path: Path) 
         assert [at for at, _ in measured.curve(figure)] == [2**16, 2**18]
     assert measured.kinds(Figure.GEMM)[:2] == ("cpu/float32", "cpu/bfloat16")
     assert [rows for rows, _ in measured.curve(Figure.GEMM, "cpu/bfloat16")] == [1, 4]
-    assert measured.rate(Figure.MEMORY_READ, "cpu") > 0
-    assert measured.rate(Figure.ATTENTION, "cpu/float32") > 0
-    assert measured.rate(Figure.EXPANSION, "bfloat16 to cpu/float32") > 0
+    hardware = hardware_of(measured, {"cpu": "this one"})
+    assert hardware.memory_bytes_per_s > 0
+    assert hardware.attention_rate("cpu") > 0
+    assert hardware.expand_rate("cpu", "bfloat16", "float32") > 0
+    assert hardware.gemm_flops_per_s("cpu", "float32", 2) > 0
+    assert hardware.disk_read.at(2**17) > 0
+    assert Hardware.from_json(hardware.to_json()) == hardware
     assert sum(dataclasses.astuple(measured.overheads["cpu"])) > 0
     assert measured.host_bytes > 0
     assert [done for done, _, _ in told] == list(range(len(told)))
@@ -97,11 +101,10 @@ def test_a_machine_is_measured_once_and_the_file_is_what_it_was(
     path = tmp_path / "state" / "profile.json"
     first = measured_or_saved(path, spill_dir=tmp_path, is_quick=True)
     assert measured_or_saved(path, spill_dir=tmp_path, is_quick=True) == first
-    assert read_record(Profile, path) == first
-    assert first.measured == MEASURED
+    assert read_hardware(path) == first
     assert len(counted) == 1
     full = measured_or_saved(path, spill_dir=tmp_path, is_quick=False)
-    assert (first.is_quick, full.is_quick) == (True, False)
+    assert (first.versions["effort"], full.versions["effort"]) == ("quick", "in full")
     assert measured_or_saved(path, spill_dir=tmp_path, is_quick=True) == full
     assert len(counted) == 2
     assert counted[0].seconds < counted[1].seconds
@@ -109,25 +112,45 @@ def test_a_machine_is_measured_once_and_the_file_is_what_it_was(
     assert len(counted) == 3
 
 
+def test_a_planner_is_told_what_was_measured(tmp_path: Path) -> None:
+    hardware = hardware_here(tmp_path)
+    assert hardware.host_bytes == 2**34
+    assert hardware.disk_read == RateCurve(((2.0**16, 1e9), (2.0**20, 1e9), (2.0**25, 1e9)))
+    assert hardware.gemm_flops_per_s("cpu", "float32", 64) == 56e9
+    assert hardware.expand_rate("cpu", "float16", "bfloat16") == 2e9
+    assert hardware.attention_rate("cpu") == 6e9
+    assert hardware.to_gpu_pinned_bytes_per_s is None
+    assert hardware.layer_overhead_s == 6e-4
+    assert hardware.row_overhead_s == pytest.approx(4e-5 + 32 * 5e-6)
+    assert hardware.spread["gemm"] == 0.1
+
+
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
-    "another processor": lambda data: data["machine"].update(cpu="Abacus"),
-    "fewer cores": lambda data: data["machine"].update(num_cores=0),
-    "another library": lambda data: data["machine"]["versions"].update(torch="0.1"),
-    "a GPU less": lambda data: data["machine"].update(gpu="T4"),
-    "another folder": lambda data: data.update(spill_dir="/elsewhere"),
-    "another format": lambda data: data.update(format=0),
-    "half a file": lambda data: data.pop("measured"),
+    "another processor": lambda data: data["versions"].update(cpu="Abacus"),
+    "fewer cores": lambda data: data["versions"].update(cores="0"),
+    "another library": lambda data: data["versions"].update(torch="0.1"),
+    "a GPU less": lambda data: data["versions"].update(gpu="T4"),
+    "another folder": lambda data: data["versions"].update({"spill folder": "/elsewhere"}),
+    "other measurements": lambda data: data["versions"].update(profile="0"),
+    "half a file": lambda data: data.pop("disk_read"),
 }
 
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_it_is_measured_anew_for(what: str, tmp_path: Path, counted: list[Effort]) -> None:
     path = tmp_path / "profile.json"
-    write_record(path, profile_of(tmp_path))
+    path.write_text(hardware_here(tmp_path).to_json())
     measured_or_saved(path, spill_dir=tmp_path, is_quick=False)
     assert counted == []
-    data = to_json(profile_of(tmp_path))
+    data = json.loads(path.read_text())
     CHANGES[what](data)
     path.write_text(json.dumps(data))
     measured_or_saved(path, spill_dir=tmp_path, is_quick=True)
     assert len(counted) == 1
+
+
+def test_a_file_that_describes_no_machine_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+    path.write_text("{}")
+    with pytest.raises(HardwareError, match=r"machine\.json: a hardware file has version 1"):
+        read_hardware(path)
