@@ -78,7 +78,7 @@ def answer_file(source: Path, paths: ResultPaths, settings: Settings, *, resume:
         say(f"loading {settings.model}")
         max_context_tokens = served_model(settings).max_context_tokens
         renderer = load_renderer(settings, load_tokenizer, max_context_tokens=max_context_tokens)
-        with contextlib.closing(load_engine(settings)) as engine:
+        with contextlib.closing(load_engine(settings, ()).engine) as engine:
             offline = OfflineRun(batch, engine=engine, renderer=renderer, files=files)
             _go_with_progress(offline, batch)
             _show_report(engine.report())

@@ -1,7 +1,7 @@
 """A prediction beside a run: terms compared like with like, and runs that teach nothing known as such."""
 
 import dataclasses
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -86,7 +86,7 @@ def test_on_a_gpu_attention_is_part_of_compute() -> None:
         {"generated_tokens": 20 * 85},
     ],
 )
-def test_runs_that_are_short_or_unlike_teach_nothing(changes: dict[str, int]) -> None:
+def test_runs_that_are_short_or_unlike_teach_nothing(changes: dict[str, Any]) -> None:
     found = outcome_of(PREDICTION, POLICY, dataclasses.replace(REPORT, **changes))
     assert found is not None
     assert not found.is_steady

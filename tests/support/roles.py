@@ -8,6 +8,7 @@ from typing import Any
 from jobs.settings import Settings
 from tests.support.fake_engine import FakeEngine, FakeTokenizer
 from worker.main import run_intake, run_worker
+from worker.model import Loaded
 
 
 def main(role: str, options: dict[str, Any]) -> None:
@@ -18,7 +19,7 @@ def main(role: str, options: dict[str, Any]) -> None:
     witness = Path(options.pop("witness"))
     run_worker(
         settings,
-        load_engine=lambda _: FakeEngine(witness=witness, **options),
+        load_engine=lambda *_: Loaded(engine=FakeEngine(witness=witness, **options)),
         load_tokenizer=lambda _: FakeTokenizer(),
     )
 

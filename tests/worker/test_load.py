@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import Prompt, Sampling
+from engine.sweep.report import Report
 from jobs.settings import Settings
 from tests.support.tiny_models import write_tiny_model
 from worker.load import load
@@ -27,7 +28,7 @@ def settings(tmp_path: Path) -> Settings:
 def test_trace_and_call_log_are_written_where_the_settings_say(settings: Settings) -> None:
     assert settings.trace_file is not None
     assert settings.call_log is not None
-    engine = load(settings)
+    engine = load(settings).engine
     engine.submit(Prompt(key="a", token_ids=(5, 6), sampling=Sampling(max_tokens=1)))
     assert len(engine.sweep()) == 1
     engine.close()
@@ -40,10 +41,11 @@ def test_trace_and_call_log_are_written_where_the_settings_say(settings: Setting
 def test_a_model_that_fits_streams_nothing_and_has_no_ceiling_of_the_disk(
     settings: Settings,
 ) -> None:
-    engine = load(settings)
+    engine = load(settings).engine
     engine.submit(Prompt(key="a", token_ids=(5, 6), sampling=Sampling(max_tokens=1)))
     engine.sweep()
     report = engine.report()
+    assert isinstance(report, Report)
     engine.close()
     assert report.ceilings is not None
     assert report.ceilings.disk_read_bytes_per_s is None

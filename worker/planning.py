@@ -1,0 +1,112 @@
+"""What is decided with: this machine as measured and corrected, a person's wishes, a policy's file."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Self
+
+from engine.config import Budgets
+from engine.errors import RecordError
+from engine.planning.corrections import Corrections
+from engine.planning.flops import Work
+from engine.planning.hardware import Hardware
+from engine.planning.planners import PLANNERS
+from engine.planning.planners.base import Wishes
+from engine.planning.policy import Policy
+from engine.planning.prediction import Prediction
+from engine.planning.records import read_record, write_record
+from engine.planning.shape import ModelShape
+from engine.planning.workload import Workload
+from engine.profiling.saved import measured_or_saved, read_hardware
+from engine.sweep.outcome import Outcome
+from jobs.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A policy and what it is predicted to achieve; None where the planner promises nothing."""
+
+    policy: Policy
+    prediction: Prediction | None = None
+
+
+class Planning:
+    """Decides, and learns from outcomes. `obeyed` is a policy that is carried out as it is."""
+
+    def __init__(
+        self,
+        hardware: Hardware,
+        *,
+        wishes: Wishes,
+        corrections_file: Path,
+        obeyed: Policy | None = None,
+    ) -> None:
+        self._hardware = hardware
+        self._wishes = wishes
+        self._obeyed = obeyed
+        self._corrections_file = corrections_file
+        self.corrections = read_corrections(corrections_file, hardware)
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Measures this machine quickly if nobody has. Raises EngineError."""
+        return cls(
+            known_hardware(settings),
+            wishes=Wishes(block_rows=settings.block_rows, sweep_tokens=settings.sweep_tokens),
+            corrections_file=settings.corrections_file,
+            obeyed=read_record(Policy, settings.policy) if settings.policy else None,
+        )
+
+    @property
+    def hardware(self) -> Hardware:
+        """As runs have found it."""
+        return self.corrections.applied_to(self._hardware)
+
+    def decide(
+        self, shape: ModelShape, work: Work, budgets: Budgets, workload: Workload
+    ) -> Decision:
+        """Raises BudgetError."""
+        if self._obeyed is not None:
+            return Decision(
+                policy=self._obeyed,
+                prediction=self.predict(shape, work, self._obeyed, workload),
+            )
+        policy = PLANNERS["fixed"](shape, budgets, self._wishes)
+        return Decision(policy=policy, prediction=self.predict(shape, work, policy, workload))
+
+    def predict(
+        self, shape: ModelShape, work: Work, policy: Policy, workload: Workload
+    ) -> Prediction | None:
+        return None
+
+    def learn(self, outcome: Outcome) -> None:
+        """From a steady run; kept for the next start. A file that cannot be written is logged."""
+        if not outcome.is_steady:
+            return
+        self.corrections = self.corrections.learned(outcome.predicted_s, outcome.measured_s)
+        try:
+            write_record(self._corrections_file, self.corrections)
+        except RecordError as error:
+            _log.warning("corrections are not kept: %s", error)
+
+
+def known_hardware(settings: Settings) -> Hardware:
+    """Of the file that the settings name, or of this machine. Raises EngineError."""
+    if settings.profile is not None:
+        return read_hardware(settings.profile)
+    return measured_or_saved(settings.profile_file, spill_dir=settings.weights_dir, is_quick=True)
+
+
+def read_corrections(path: Path, hardware: Hardware) -> Corrections:
+    """Those of that very measurement; of another one, or of none that can be read, there are none."""
+    none = Corrections(measured_on=hardware.measured_on)
+    if not path.exists():
+        return none
+    try:
+        found = read_record(Corrections, path)
+    except RecordError as error:
+        _log.warning("corrections are begun anew: %s", error)
+        return none
+    return found if found.measured_on == hardware.measured_on else none
