@@ -33,6 +33,7 @@ def profile_table(hardware: "Hardware") -> Table:
         ("a sweep", hardware.sweep_overhead_s),
         ("a layer's step", hardware.layer_overhead_s),
         ("a row", hardware.row_overhead_s),
+        ("a row's layer", hardware.row_layer_overhead_s),
     )
     costs = ", ".join(f"{what} {cost_s / _MICROSECOND_S:.0f} µs" for what, cost_s in overheads)
     table.add_row("overheads", "", costs, "")

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Self
 
 from engine.config import Budgets
-from engine.errors import RecordError
+from engine.errors import HardwareError, RecordError
 from engine.planning.corrections import Corrections
 from engine.planning.flops import Work
 from engine.planning.hardware import Hardware
 from engine.planning.planners import PLANNERS
-from engine.planning.planners.base import Wishes
+from engine.planning.planners.base import Situation, Wishes
 from engine.planning.policy import Policy
+from engine.planning.predict import predict
 from engine.planning.prediction import Prediction
 from engine.planning.records import read_record, write_record
+from engine.planning.roofline import Model
 from engine.planning.shape import ModelShape
 from engine.planning.workload import Workload
 from engine.profiling.saved import measured_or_saved, read_hardware
@@ -68,18 +70,26 @@ class Planning:
         self, shape: ModelShape, work: Work, budgets: Budgets, workload: Workload
     ) -> Decision:
         """Raises BudgetError."""
-        if self._obeyed is not None:
-            return Decision(
-                policy=self._obeyed,
-                prediction=self.predict(shape, work, self._obeyed, workload),
-            )
-        policy = PLANNERS["fixed"](shape, budgets, self._wishes)
+        situation = Situation(hardware=self.hardware, work=work, workload=workload)
+        wishes = dataclasses.replace(self._wishes, situation=situation)
+        policy = self._obeyed
+        if policy is None:
+            try:
+                policy = PLANNERS["milp"](shape, budgets, wishes)
+            except HardwareError as error:
+                _log.warning("planned by fixed rules: %s", error)
+                policy = PLANNERS["fixed"](shape, budgets, wishes)
         return Decision(policy=policy, prediction=self.predict(shape, work, policy, workload))
 
     def predict(
         self, shape: ModelShape, work: Work, policy: Policy, workload: Workload
     ) -> Prediction | None:
-        return None
+        """None where the machine's description lacks a rate that the policy needs."""
+        try:
+            return predict(Model(shape=shape, work=work, hardware=self.hardware), policy, workload)
+        except HardwareError as error:
+            _log.warning("nothing is predicted: %s", error)
+            return None
 
     def learn(self, outcome: Outcome) -> None:
         """From a steady run; kept for the next start. A file that cannot be written is logged."""

@@ -118,6 +118,7 @@ def _placeable(tensor: PackedTensor, kind: Kind, dtype: torch.dtype) -> Placeabl
         num_bytes=tensor.num_bytes,
         granule_bytes=min(tensor.num_bytes, row_bytes * (_GRANULE_ROWS if by_row else 1)),
         unpacked_bytes=math.prod(tensor.shape) * dtype.itemsize if converted else 0,
+        stored_dtype=None if tensor.dtype == dtype else str(tensor.dtype).removeprefix("torch."),
     )
 
 
@@ -130,11 +131,18 @@ def model_work(groups: Sequence[PackGroup], config: Any, *, dtype: torch.dtype) 
     """What a token costs, off the layers' tensors: every matrix, of the experts the chosen ones."""
     text = config.get_text_config(decoder=True)
     layers, _ = split_groups(groups)
-    kv = kv_shapes(config)[0]
+    every_kv = kv_shapes(config)
+    kv = every_kv[0]
+    stacks = [[each for each in group.tensors if _is_stack(each.shape, text)] for group in layers]
     return Work(
         matrix_elements=tuple(
             sum(_met_elements(tensor.shape, text) for tensor in group.tensors) for group in layers
         ),
+        expert_elements=tuple(
+            sum(_met_elements(tensor.shape, text) for tensor in each) for each in stacks
+        ),
+        expert_share=_expert_share(text) if any(stacks) else 1.0,
+        layer_kv_bytes=tuple(shape.token_bytes(dtype) for shape in every_kv),
         windows=_windows(text, len(layers)),
         num_heads=int(text.num_attention_heads),
         key_size=kv.key_size,
@@ -155,10 +163,20 @@ def largest_matrix(groups: Sequence[PackGroup]) -> tuple[int, int]:
 def _met_elements(shape: tuple[int, ...], text: Any) -> int:
     if len(shape) < 2:
         return 0  # norms and biases
-    num_chosen = _first_count(text, _NUM_CHOSEN)
-    if len(shape) == 3 and shape[0] == _first_count(text, _NUM_EXPERTS) and num_chosen:
-        return num_chosen * math.prod(shape[1:])
+    if _is_stack(shape, text):
+        return int(_first_count(text, _NUM_CHOSEN) or 1) * math.prod(shape[1:])
     return math.prod(shape)
+
+
+def _is_stack(shape: tuple[int, ...], text: Any) -> bool:
+    """Whether they are experts' matrices, of which a token meets some."""
+    num_chosen = _first_count(text, _NUM_CHOSEN)
+    return len(shape) == 3 and shape[0] == _first_count(text, _NUM_EXPERTS) and bool(num_chosen)
+
+
+def _expert_share(text: Any) -> float:
+    """Of a sweep's tokens those that one expert meets, where all are chosen alike."""
+    return (_first_count(text, _NUM_CHOSEN) or 1) / (_first_count(text, _NUM_EXPERTS) or 1)
 
 
 def _first_count(text: Any, names: Sequence[str]) -> int | None:

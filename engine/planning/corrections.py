@@ -52,6 +52,7 @@ class Corrections:
             },
             layer_overhead_s=hardware.layer_overhead_s * compute,
             row_overhead_s=hardware.row_overhead_s * compute,
+            row_layer_overhead_s=hardware.row_layer_overhead_s * compute,
             sweep_overhead_s=hardware.sweep_overhead_s * compute,
         )
 

@@ -20,6 +20,11 @@ class Work:
     kv_bytes_per_token: int
     """Of one layer, as it is kept."""
     head_elements: int
+    layer_kv_bytes: tuple[int, ...]
+    """Of a token's keys and values in each layer."""
+    expert_elements: tuple[int, ...]
+    """Of `matrix_elements` those in experts: each of them meets a share of the tokens only."""
+    expert_share: float
 
     def matrix_flops(self, layer: int, num_tokens: int) -> int:
         return 2 * self.matrix_elements[layer] * num_tokens

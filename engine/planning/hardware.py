@@ -91,6 +91,8 @@ class Hardware:
     row_overhead_s: float
     """Of one row in one sweep: composed, sampled from, detokenised."""
     sweep_overhead_s: float
+    row_layer_overhead_s: float = 0.0
+    """Of one row in one layer."""
     spread: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def gemm_flops_per_s(self, tier: str, compute_dtype: str, num_rows: float) -> float:
@@ -122,7 +124,7 @@ class Hardware:
             raise HardwareError(f"a hardware file has version {_VERSION}, this one {version!r}")
         if unknown := sorted(fields.keys() - set(_names())):
             raise HardwareError(f"a hardware file has no field {', '.join(unknown)}")
-        if missing := sorted(set(_names()) - fields.keys() - {"spread"}):
+        if missing := sorted(set(_names()) - fields.keys() - {"spread", "row_layer_overhead_s"}):
             raise HardwareError(f"the hardware file lacks {', '.join(missing)}")
         return cls(**{name: _read(name, value) for name, value in fields.items()})
 

@@ -22,9 +22,11 @@ T4_208GB: Final = Hardware(
     from_gpu_bytes_per_s=12.0e9,
     memory_bytes_per_s=60e9,
     gemm={
-        # FlexGen's decode and prefill rates at 48 rows and 48 * 512; between them on log scales.
-        "gpu/float16": RateCurve(((48.0, 4.3e12), (24576.0, 21.24e12))),
+        # FlexGen's fitted rates of decode, at 48 rows, and of prefill, here from 1024 rows on.
+        "gpu/float16": RateCurve(((48.0, 4.3e12), (1024.0, 21.24e12))),
         "gpu/float32": RateCurve(((48.0, 2.5e12), (24576.0, 6.0e12))),
+        "cpu/float16": RateCurve(((1.0, 20e9), (128.0, 500e9))),  # 2.0 GHz Xeon, AVX-512
+        "cpu/float32": RateCurve(((1.0, 20e9), (128.0, 500e9))),
     },
     attention_bytes_per_s={"gpu": 200e9, "cpu": 60e9},
     expand_bytes_per_s={"gpu/int4->float16": 60e9, "gpu/int8->float16": 100e9},
@@ -59,6 +61,9 @@ RTX_4090_128GB: Final = Hardware(
         "gpu/bfloat16": RateCurve(((16.0, 12e12), (256.0, 80e12), (2048.0, 115e12))),
         "gpu/float16": RateCurve(((16.0, 12e12), (256.0, 80e12), (2048.0, 115e12))),
         "gpu/float32": RateCurve(((16.0, 6e12), (256.0, 35e12), (2048.0, 50e12))),
+        "cpu/bfloat16": RateCurve(((1.0, 30e9), (128.0, 800e9))),
+        "cpu/float16": RateCurve(((1.0, 30e9), (128.0, 800e9))),
+        "cpu/float32": RateCurve(((1.0, 30e9), (128.0, 800e9))),
     },
     attention_bytes_per_s={"gpu": 800e9, "cpu": 60e9},
     expand_bytes_per_s={"gpu/int4->bfloat16": 250e9, "gpu/int8->bfloat16": 400e9},

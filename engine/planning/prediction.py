@@ -13,10 +13,12 @@ class SweepTerms:
 
     disk_read_s: float = 0.0
     """Weights that are read from disk."""
+    kv_disk_s: float = 0.0
+    """Cached keys and values that are read from disk."""
     bus_s: float = 0.0
     """Weights from host memory to the GPU."""
     kv_transfer_s: float = 0.0
-    """Cached keys and values fetched to the compute tier, over the slowest of their links."""
+    """What else comes to a GPU: cached keys and values, hidden states, answers of attention."""
     gemm_s: float = 0.0
     head_s: float = 0.0
     attention_s: float = 0.0
@@ -37,7 +39,7 @@ class SweepTerms:
 
 
 LANES: Final[Mapping[str, tuple[str, ...]]] = {
-    "disk": ("disk_read_s",),
+    "disk": ("disk_read_s", "kv_disk_s"),
     "bus": ("bus_s", "kv_transfer_s"),
     "store": ("store_s",),
     "compute": ("gemm_s", "head_s", "attention_s", "expand_s", "overhead_s"),

@@ -10,11 +10,13 @@ class Placeable:
 
     A border may lie at every multiple of `granule_bytes` and at the tensor's end. `unpacked_bytes`
     is what a tensor takes that can only be computed from whole and in another dtype; 0 for others.
+    `stored_dtype` is None where it is the one computed in.
     """
 
     num_bytes: int
     granule_bytes: int
     unpacked_bytes: int = 0
+    stored_dtype: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

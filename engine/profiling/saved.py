@@ -17,9 +17,6 @@ _FORMAT: Final = "1"
 
 _EFFORT: Final = "effort"
 _IN_FULL: Final = "in full"
-_TYPICAL_LAYERS: Final = 32
-"""Of a model whose rows cost so much in each of its layers: a row's overhead is told in one figure."""
-
 _SPREADS: Final = {
     "disk_read": Figure.DISK_READ,
     "disk_write": Figure.DISK_WRITE,
@@ -102,7 +99,8 @@ def hardware_of(measured: Measured, versions: dict[str, str]) -> Hardware:
             for kind in measured.kinds(Figure.EXPANSION)
         },
         layer_overhead_s=costs.step_s,
-        row_overhead_s=costs.row_s + _TYPICAL_LAYERS * costs.row_step_s,
+        row_overhead_s=costs.row_s,
+        row_layer_overhead_s=costs.row_step_s,
         sweep_overhead_s=costs.sweep_s,
         spread={name: round(measured.spread(figure), 4) for name, figure in _SPREADS.items()},
     )

@@ -121,7 +121,7 @@ def test_a_planner_is_told_what_was_measured(tmp_path: Path) -> None:
     assert hardware.attention_rate("cpu") == 6e9
     assert hardware.to_gpu_pinned_bytes_per_s is None
     assert hardware.layer_overhead_s == 6e-4
-    assert hardware.row_overhead_s == pytest.approx(4e-5 + 32 * 5e-6)
+    assert (hardware.row_overhead_s, hardware.row_layer_overhead_s) == (4e-5, 5e-6)
     assert hardware.spread["gemm"] == 0.1
 
 

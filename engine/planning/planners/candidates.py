@@ -1,0 +1,127 @@
+"""What the program is solved for, one after the other: block rows, chunks, micro-batches, and where
+rows that live elsewhere attend. Places nothing.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Iterator
+from typing import Final
+
+from engine.config import Budgets
+from engine.planning.cost import KV_PAGE_TOKENS
+from engine.planning.load import Load, kept_tokens, longest_row_tokens, steady_load
+from engine.planning.planners.base import Situation, Wishes
+from engine.planning.policy import Policy, Split, Tier
+from engine.planning.shape import ModelShape
+
+_ROWS: Final = tuple(sorted({round(2 ** (step / 2)) for step in range(29)}))
+"""1 to 16384, by half powers of two."""
+
+_CHUNK_SLACK: Final = 1.25
+"""Prompt tokens that a sweep may carry over those of the steady state: for rows' unequal lengths."""
+
+_LEAST_SWEEP_TOKENS: Final = 64
+_LEAST_CHUNK_TOKENS: Final = 16
+_MICRO_BATCHES: Final = (256, 1024, 4096, 16384)
+
+
+class Away(enum.StrEnum):
+    """What becomes of rows that do not live on the compute tier."""
+
+    NONE = "all live on the compute tier"
+    BESIDE = "attend beside their keys and values"
+    FETCHED = "keys and values are fetched"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """`base` has everything on the compute tier and no KV: what is to be placed is open."""
+
+    base: Policy
+    away: Away
+    load: Load
+    kept_tokens: int
+    """Of whole pages that the block's rows take in steady state; at least the longest row's."""
+
+
+def candidates(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Iterator[Candidate]:
+    """In no order of merit. Raises nothing: what does not fit is found later."""
+    situation = wishes.situation
+    assert situation is not None, "a program is of a machine and a workload"
+    compute = Tier.GPU if budgets.gpu_bytes else Tier.CPU
+    ways = (Away.NONE, Away.BESIDE, Away.FETCHED)
+    for rows in _row_counts(situation, wishes):
+        sweep_tokens = wishes.sweep_tokens or _chunk(situation, rows)
+        for micro_batch in _micro_batches(rows + sweep_tokens):
+            base = _base(
+                shape,
+                compute,
+                rows=rows,
+                sweep_tokens=sweep_tokens,
+                micro_batch_tokens=micro_batch,
+            )
+            for away in ways:
+                yield candidate(shape, situation, base, away)
+
+
+def smallest(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Candidate:
+    """The one that takes the least of every tier."""
+    situation = wishes.situation
+    assert situation is not None, "a program is of a machine and a workload"
+    compute = Tier.GPU if budgets.gpu_bytes else Tier.CPU
+    rows = wishes.block_rows or 1
+    sweep_tokens = wishes.sweep_tokens or _LEAST_CHUNK_TOKENS
+    base = _base(
+        shape,
+        compute,
+        rows=rows,
+        sweep_tokens=sweep_tokens,
+        micro_batch_tokens=_LEAST_CHUNK_TOKENS,
+    )
+    return candidate(shape, situation, base, Away.BESIDE)
+
+
+def candidate(shape: ModelShape, situation: Situation, base: Policy, away: Away) -> Candidate:
+    workload = situation.workload
+    base = dataclasses.replace(base, attends_beside=away is not Away.FETCHED)
+    kept = math.ceil(kept_tokens(workload, rows=base.block_rows))
+    least = min(longest_row_tokens(workload), _paged(shape.max_context_tokens))
+    load = steady_load(workload, rows=base.block_rows, sweep_tokens=base.sweep_tokens)
+    return Candidate(base=base, away=away, load=load, kept_tokens=max(_paged(kept), least))
+
+
+def _row_counts(situation: Situation, wishes: Wishes) -> tuple[int, ...]:
+    if wishes.block_rows is not None:
+        return (wishes.block_rows,)
+    most = situation.workload.num_rows
+    return (*(rows for rows in _ROWS if rows < most), min(most, _ROWS[-1]))
+
+
+def _chunk(situation: Situation, rows: int) -> int:
+    needed = rows * situation.workload.prompt_tokens_per_output * _CHUNK_SLACK
+    return max(_LEAST_SWEEP_TOKENS, _paged(math.ceil(needed)))
+
+
+def _micro_batches(tokens: int) -> tuple[int, ...]:
+    """All tokens of a sweep at once, or fewer."""
+    return (*(each for each in _MICRO_BATCHES if each < tokens), tokens)
+
+
+def _base(
+    shape: ModelShape, compute: Tier, *, rows: int, sweep_tokens: int, micro_batch_tokens: int
+) -> Policy:
+    return Policy(
+        compute=compute,
+        compute_dtype=shape.compute_dtype,
+        block_rows=rows,
+        sweep_tokens=sweep_tokens,
+        micro_batch_tokens=micro_batch_tokens,
+        kv=Split.on(compute, 0),
+        layer_splits=tuple(Split.on(compute, num_bytes) for num_bytes in shape.layer_bytes),
+        reason="",
+    )
+
+
+def _paged(num_tokens: int) -> int:
+    return -(-num_tokens // KV_PAGE_TOKENS) * KV_PAGE_TOKENS

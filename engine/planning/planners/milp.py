@@ -1,0 +1,132 @@
+"""The planner that decides by measured rates: enumerates blocks, places each by a mixed-integer
+program, and takes the one that is predicted to generate the most tokens a second.
+"""
+
+import dataclasses
+import heapq
+from typing import Final
+
+from engine.config import Budgets
+from engine.errors import BudgetError, HardwareError
+from engine.planning.cost import peak_bytes
+from engine.planning.planners.base import Wishes
+from engine.planning.planners.candidates import Candidate, candidates, smallest
+from engine.planning.planners.program import Program
+from engine.planning.policy import Policy, Split, Tier
+from engine.planning.predict import predict, steady
+from engine.planning.prediction import Prediction
+from engine.planning.roofline import Model
+from engine.planning.shape import ModelShape
+from engine.planning.workload import Workload
+
+_SIMULATED: Final = 4
+"""Of the best in steady state: the whole job decides between them."""
+
+_AS_GOOD: Final = 0.999
+"""Candidates whose bound is no better than this share of the best found are not placed."""
+
+
+def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
+    """Raises BudgetError with the tier, what it lacks and the smallest change that would fit, and
+    HardwareError where the situation has no rate that is needed.
+    """
+    if wishes.situation is None:
+        raise HardwareError("a plan by measured rates needs the machine's and what waits for it")
+    situation = wishes.situation
+    model = Model(shape=shape, work=situation.work, hardware=situation.hardware)
+    found = _best(model, budgets, wishes, situation.workload)
+    if not found:
+        raise BudgetError(_what_lacks(model, budgets, wishes))
+    predictions = [(predict(model, policy, situation.workload), policy) for policy in found]
+    prediction, policy = max(predictions, key=lambda pair: pair[0].job_tokens_per_s)
+    return dataclasses.replace(policy, reason=reason(policy, prediction))
+
+
+def _best(model: Model, budgets: Budgets, wishes: Wishes, workload: Workload) -> list[Policy]:
+    """Some of the best in steady state, placed. A candidate is only placed where what it must
+    compute leaves it a chance.
+    """
+    program = Program(model, budgets)
+    bounded = sorted(
+        (-each.load.rows / program.least_seconds(each), at, each)
+        for at, each in enumerate(candidates(model.shape, budgets, wishes))
+        if _can_fit(model.shape, each, budgets)
+    )
+    best: list[tuple[float, int, Policy]] = []
+    for bound, at, each in bounded:
+        if len(best) == _SIMULATED and -bound * _AS_GOOD <= best[0][0]:
+            break
+        policy = program.place(each)
+        if policy is None:
+            continue
+        load, _, sweep_s = steady(model, policy, workload)
+        heapq.heappush(best, (load.rows / sweep_s, -at, policy))
+        if len(best) > _SIMULATED:
+            heapq.heappop(best)
+    if not best and (policy := program.place(smallest(model.shape, budgets, wishes))):
+        return [policy]
+    return [policy for _, _, policy in best]
+
+
+def _can_fit(shape: ModelShape, candidate: Candidate, budgets: Budgets) -> bool:
+    """Whether what cannot be placed elsewhere fits the compute tier."""
+    base = candidate.base
+    away = _all_streamed(shape, base)
+    limit = budgets.gpu_bytes if base.compute is Tier.GPU else budgets.host_bytes
+    placed = dataclasses.replace(away, layer_splits=base.layer_splits)
+    least = peak_bytes(shape, placed)[base.compute] - sum(shape.layer_bytes)
+    return least <= limit
+
+
+def _all_streamed(shape: ModelShape, policy: Policy) -> Policy:
+    def disk(num_bytes: int) -> Split:
+        return Split.on(Tier.DISK, num_bytes)
+
+    return dataclasses.replace(
+        policy,
+        layer_splits=tuple(disk(num_bytes) for num_bytes in shape.layer_bytes),
+        head_split=disk(shape.head.num_bytes) if shape.head else None,
+        embedding_split=disk(shape.embedding.num_bytes) if shape.embedding else None,
+    )
+
+
+def _what_lacks(model: Model, budgets: Budgets, wishes: Wishes) -> str:
+    """Of the plan that takes the least, the tier that lacks the most."""
+    shape = model.shape
+    least = smallest(shape, budgets, wishes)
+    kv_bytes = least.kept_tokens * shape.kv_bytes_per_token
+    compute = least.base.compute
+    limits = {
+        Tier.GPU: budgets.gpu_bytes,
+        Tier.CPU: budgets.host_bytes,
+        Tier.DISK: budgets.disk_bytes,
+    }
+    streamed = dataclasses.replace(_all_streamed(shape, least.base), kv=Split.on(compute, kv_bytes))
+    peaks = peak_bytes(shape, streamed)
+    tier = max(Tier, key=lambda each: peaks[each] - limits[each])
+    lacking = peaks[tier] - limits[tier]
+    if lacking <= 0:
+        tier, lacking = compute, max(1, *shape.layer_bytes)
+    return (
+        f"the {tier} tier needs {limits[tier] + lacking:,} bytes under the smallest plan and its "
+        f"budget is {limits[tier]:,} bytes: {lacking:,} bytes more would do for "
+        f"{least.base.block_rows} rows, {least.kept_tokens:,} cached tokens and all weights "
+        f"streamed, or shorter rows"
+    )
+
+
+def reason(policy: Policy, prediction: Prediction) -> str:
+    """What was decided and what binds it, for people."""
+    lanes = prediction.lanes_s
+    slowest = lanes[prediction.binding_lane]
+    term = prediction.binding_term.removesuffix("_s").replace("_", " ")
+    where = (
+        "all weights are resident"
+        if not policy.streamed_bytes
+        else f"{policy.streamed_bytes:,} bytes of weights are streamed each sweep"
+    )
+    return (
+        f"{prediction.tokens_per_s:.3g} tokens/s predicted: {where} for {policy.block_rows} rows; "
+        f"{prediction.binding_lane} binds with {slowest:.3g} of {prediction.sweep_s:.3g} s a sweep, "
+        f"most of it {term}"
+    )
