@@ -60,6 +60,7 @@ class BlockWorker(LeasedWorker):
         )
         self._window_s = settings.accumulation_window_s
         self._shard_lines = settings.shard_lines
+        self._least_ahead = settings.shards_ahead
         self._engine = engine
         self._accumulator = accumulator
         self._doorbell = doorbell
@@ -72,6 +73,7 @@ class BlockWorker(LeasedWorker):
         self._reported = engine.report()  # what earlier busy periods told
         self._deaths = Deaths(connection)
         self._claims: dict[ShardKey, Claim] = {}
+        self._feed_a_block()
         self._is_apart = False  # a suspect shard runs, or waits for the rest: nothing else comes in
         self._stopped_jobs: set[str] = set()
 
@@ -116,6 +118,12 @@ class BlockWorker(LeasedWorker):
             return
         self.wants_load = self._replanner.consider(self._waiting())
         self._planned_at = time.monotonic()
+        self._feed_a_block()
+
+    def _feed_a_block(self) -> None:
+        """One batch alone must be able to fill the block and what is claimed beside it."""
+        shards = math.ceil(_CLAIM_AHEAD * self._engine.block_rows / self._shard_lines)
+        self._feeder.ahead = max(self._least_ahead, shards)
 
     def request_stop_execution(self, execution_id: str) -> None:
         """An operator stops one shard; called from RQ's listening thread."""

@@ -22,7 +22,6 @@ from worker.model import Loaded, resolve_model
 from worker.planning import Decision, Planning
 from worker.queue_shape import QueueShape
 from worker.replanner import Replanner, told
-from worker.workload import workload_of
 
 
 def load(settings: Settings, waiting: Sequence[WaitingBatch] = ()) -> Loaded:
@@ -35,8 +34,7 @@ def load(settings: Settings, waiting: Sequence[WaitingBatch] = ()) -> Loaded:
 
     def decide(shape: ModelShape, budgets: Budgets) -> Policy:
         work = foresee(source, on_gpu=budgets.gpu_bytes > 0).work
-        workload = workload_of(queue, max_context_tokens=shape.max_context_tokens)
-        made.append(planning.decide(shape, work, budgets, workload))
+        made.append(planning.decide(shape, work, budgets, queue))
         return made[-1].policy
 
     started_s = time.monotonic()

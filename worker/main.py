@@ -1,7 +1,6 @@
 """Starting the two roles: handles opened, model known, then one RQ worker on one queue."""
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
@@ -169,17 +168,15 @@ def _block_worker(
     loaded: Loaded,
     accumulator: Accumulator,
 ) -> BlockWorker:
-    doorbell, engine = Doorbell(connection), loaded.engine
+    doorbell = Doorbell(connection)
     model_id = accumulator.model_id
-    # One batch alone must be able to fill the block and what is claimed beside it.
-    ahead = max(settings.shards_ahead, math.ceil(2 * engine.block_rows / settings.shard_lines))
     return BlockWorker(
         settings,
         connection=connection,
-        engine=engine,
+        engine=loaded.engine,
         accumulator=accumulator,
         doorbell=doorbell,
-        feeder=Feeder(ledger, doorbell, ahead=ahead),
+        feeder=Feeder(ledger, doorbell, ahead=settings.shards_ahead),
         run_report=RunReport(settings.state_dir / "reports"),
         replanner=loaded.replanner,
         waiting=lambda: ledger.groups.waiting(model_id),

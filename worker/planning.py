@@ -3,11 +3,12 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from engine.config import Budgets
-from engine.errors import HardwareError, RecordError
+from engine.errors import BudgetError, HardwareError, RecordError
 from engine.planning.corrections import Corrections
+from engine.planning.cost import with_spare_kv
 from engine.planning.flops import Work
 from engine.planning.hardware import Hardware
 from engine.planning.planners import PLANNERS
@@ -22,6 +23,10 @@ from engine.planning.workload import Workload
 from engine.profiling.saved import measured_or_saved, read_hardware
 from engine.sweep.outcome import Outcome
 from jobs.settings import Settings
+from worker.queue_shape import QueueShape
+from worker.workload import workload_of
+
+_LEAST_CONTEXT_TOKENS: Final = 256
 
 _log = logging.getLogger(__name__)
 
@@ -67,29 +72,44 @@ class Planning:
         return self.corrections.applied_to(self._hardware)
 
     def decide(
-        self, shape: ModelShape, work: Work, budgets: Budgets, workload: Workload
+        self, shape: ModelShape, work: Work, budgets: Budgets, queue: QueueShape
     ) -> Decision:
-        """Raises BudgetError."""
-        situation = Situation(hardware=self.hardware, work=work, workload=workload)
-        wishes = dataclasses.replace(self._wishes, situation=situation)
-        policy = self._obeyed
-        if policy is None:
+        """Where the longest rows that are allowed do not fit, for rows half as long, and so on.
+
+        Raises BudgetError where not even short ones do.
+        """
+        policy, longest_tokens = self._obeyed, shape.max_context_tokens
+        while policy is None:
+            workload = workload_of(queue, longest_tokens=longest_tokens)
             try:
-                policy = PLANNERS["milp"](shape, budgets, wishes)
-            except HardwareError as error:
-                _log.warning("planned by fixed rules: %s", error)
-                policy = PLANNERS["fixed"](shape, budgets, wishes)
-        return Decision(policy=policy, prediction=self.predict(shape, work, policy, workload))
+                policy = self._plan(shape, work, budgets, workload)
+            except BudgetError as error:
+                if longest_tokens <= _LEAST_CONTEXT_TOKENS:
+                    raise
+                longest_tokens = max(_LEAST_CONTEXT_TOKENS, longest_tokens // 2)
+                _log.info("planned for rows of %d tokens at most: %s", longest_tokens, error)
+        return Decision(policy=policy, prediction=self.predict(shape, work, policy, queue))
 
     def predict(
-        self, shape: ModelShape, work: Work, policy: Policy, workload: Workload
+        self, shape: ModelShape, work: Work, policy: Policy, queue: QueueShape
     ) -> Prediction | None:
         """None where the machine's description lacks a rate that the policy needs."""
+        model = Model(shape=shape, work=work, hardware=self.hardware)
+        workload = workload_of(queue, longest_tokens=shape.max_context_tokens)
         try:
-            return predict(Model(shape=shape, work=work, hardware=self.hardware), policy, workload)
+            return predict(model, policy, workload)
         except HardwareError as error:
             _log.warning("nothing is predicted: %s", error)
             return None
+
+    def _plan(self, shape: ModelShape, work: Work, budgets: Budgets, workload: Workload) -> Policy:
+        situation = Situation(hardware=self.hardware, work=work, workload=workload)
+        wishes = dataclasses.replace(self._wishes, situation=situation)
+        try:
+            return with_spare_kv(shape, PLANNERS["milp"](shape, budgets, wishes), budgets)
+        except HardwareError as error:
+            _log.warning("planned by fixed rules: %s", error)
+            return PLANNERS["fixed"](shape, budgets, wishes)
 
     def learn(self, outcome: Outcome) -> None:
         """From a steady run; kept for the next start. A file that cannot be written is logged."""

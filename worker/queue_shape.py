@@ -10,6 +10,7 @@ _DOUBT_LINES: Final = 32
 """Completed lines that weigh as much as the limits do: those that end first are the short ones."""
 
 _MOVED: Final = 1.25
+_ONE_PAGE_TOKENS: Final = 16.0
 _ENOUGH_BLOCKS: Final = 4
 """More lines than fill the block so many times are as good as without end."""
 
@@ -41,6 +42,11 @@ class QueueShape:
     def num_rows(self) -> float:
         return sum(kind.num_rows for kind in self.kinds)
 
+    @property
+    def longest_tokens(self) -> float:
+        """Prompt and limit of the longest kind; 0 if there are none."""
+        return max((kind.prompt_tokens + kind.limit_tokens for kind in self.kinds), default=0.0)
+
     def mean(self, name: str) -> float:
         """Of a field of the kinds, over all rows; 0 if there are none."""
         total = sum(kind.num_rows * getattr(kind, name) for kind in self.kinds)
@@ -55,12 +61,15 @@ class QueueShape:
         if not before.kinds:
             return True
         enough = _ENOUGH_BLOCKS * block_rows
-        pairs = [(min(self.num_rows, enough), min(before.num_rows, enough))]
-        pairs += [
+        rows = (min(self.num_rows, enough), min(before.num_rows, enough))
+        lengths = [
             (self.mean(name), before.mean(name))
             for name in ("prompt_tokens", "shared_tokens", "output_tokens")
         ]
-        return any(_differ(now, then) for now, then in pairs)
+        lengths.append((self.longest_tokens, before.longest_tokens))
+        return _differ(*rows, alike_below=1.0) or any(
+            _differ(now, then, alike_below=_ONE_PAGE_TOKENS) for now, then in lengths
+        )
 
 
 def _kinds(batch: WaitingBatch) -> list[RowKind]:
@@ -88,7 +97,6 @@ def _reached_share(batch: WaitingBatch, all_lines: int) -> float:
     return min(1.0, (generated + _DOUBT_LINES * limit) / ((num_ended + _DOUBT_LINES) * limit))
 
 
-def _differ(now: float, then: float) -> bool:
-    """Tokens below one page are all alike."""
-    low, high = sorted((max(now, 16.0), max(then, 16.0)))
+def _differ(now: float, then: float, *, alike_below: float) -> bool:
+    low, high = sorted((max(now, alike_below), max(then, alike_below)))
     return high > _MOVED * low

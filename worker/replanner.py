@@ -10,14 +10,14 @@ import structlog
 
 from engine.engine import Engine
 from engine.errors import BudgetError
-from engine.planning.policy import Policy, needs_reload
+from engine.planning.cost import check_budgets
+from engine.planning.policy import Policy, Tier, needs_reload
 from engine.planning.prediction import Prediction
 from engine.sweep.outcome import outcome_of
 from engine.sweep.report import Report
 from jobs.line_group import WaitingBatch
 from worker.planning import Decision, Planning
 from worker.queue_shape import QueueShape
-from worker.workload import workload_of
 
 log: Final = structlog.get_logger(__name__)
 _WORTH: Final = 3.0
@@ -53,11 +53,15 @@ class Replanner:
         except BudgetError as error:
             log.warning("the loaded policy stays", error=str(error))
             return False
-        changed = needs_reload(self._engine.policy, wanted.policy)
-        if changed and self._is_worth_a_load(wanted, queue):
-            log.info("another policy is worth a load", changes=changed, **told(wanted))
+        held = self._held(wanted)
+        if needs_reload(self._engine.policy, wanted.policy) and self._is_worth_a_load(
+            wanted, held, queue
+        ):
+            log.info("another policy is worth a load", **told(wanted))
             return True
-        self._adopt(wanted.policy if not changed else _moved(self._engine.policy, wanted.policy))
+        self._engine.adopt(held.policy)
+        self._decision = held
+        log.info("policy for the queue as it is", **told(held))
         return False
 
     def settle(self, report: Report) -> dict[str, Any] | None:
@@ -75,35 +79,46 @@ class Replanner:
 
     def _decide(self, queue: QueueShape) -> Decision:
         engine = self._engine
-        workload = workload_of(queue, max_context_tokens=engine.max_context_tokens)
-        return self._planning.decide(engine.shape, engine.work, engine.budgets, workload)
+        return self._planning.decide(engine.shape, engine.work, engine.budgets, queue)
 
-    def _adopt(self, policy: Policy) -> None:
-        """Unless it would not fit beside what is loaded, or is predicted to be slower."""
-        before, now = self._predict(self._engine.policy), self._predict(policy)
-        if before and now and now.tokens_per_s < before.tokens_per_s:
-            policy, now = self._engine.policy, before
+    def _held(self, wanted: Decision) -> Decision:
+        """The better of what is loaded and of the same with the block that is wanted."""
+        loaded = self._engine.policy
+        stays = Decision(policy=loaded, prediction=self._predict(loaded))
+        policy = _moved(loaded, wanted.policy)
         try:
-            self._engine.adopt(policy)
+            check_budgets(self._engine.shape, policy, self._engine.budgets)
         except BudgetError as error:
-            log.info("the loaded policy stays", error=str(error))
-            policy, now = self._engine.policy, before
-        self._decision = Decision(policy=policy, prediction=now)
-        log.info("policy for the queue as it is", **told(self._decision))
+            log.info("the loaded block stays", error=str(error))
+            return stays
+        moved = Decision(policy=policy, prediction=self._predict(policy))
+        if stays.prediction is None or moved.prediction is None:
+            return moved
+        is_better = moved.prediction.tokens_per_s >= stays.prediction.tokens_per_s
+        return moved if is_better else stays
 
     def _predict(self, policy: Policy) -> Prediction | None:
         engine = self._engine
-        workload = workload_of(self._queue, max_context_tokens=engine.max_context_tokens)
-        return self._planning.predict(engine.shape, engine.work, policy, workload)
+        return self._planning.predict(engine.shape, engine.work, policy, self._queue)
 
-    def _is_worth_a_load(self, wanted: Decision, queue: QueueShape) -> bool:
-        """Whether the rest of the queue would end so much sooner."""
-        now, then = self._predict(self._engine.policy), wanted.prediction
+    def _is_worth_a_load(self, wanted: Decision, held: Decision, queue: QueueShape) -> bool:
+        """Whether the rest of the queue would end so much sooner, or rows would be refused that need
+        not be.
+        """
+        is_too_long = queue.longest_tokens > self._engine.max_context_tokens
+        if is_too_long and _holds_longer(wanted.policy, held.policy):
+            return True
+        now, then = held.prediction, wanted.prediction
         if now is None or then is None:
             return False
         tokens = queue.num_rows * queue.mean("output_tokens")
         saved_s = tokens / now.tokens_per_s - tokens / then.tokens_per_s
         return saved_s > _WORTH * self._load_s
+
+
+def _holds_longer(wanted: Policy, loaded: Policy) -> bool:
+    """Whether its largest home of keys and values is larger."""
+    return max(wanted.kv[tier] for tier in Tier) > max(loaded.kv[tier] for tier in Tier)
 
 
 def _moved(loaded: Policy, wanted: Policy) -> Policy:
@@ -114,7 +129,9 @@ def _moved(loaded: Policy, wanted: Policy) -> Policy:
         sweep_tokens=wanted.sweep_tokens,
         micro_batch_tokens=wanted.micro_batch_tokens,
         fetch_tokens=wanted.fetch_tokens,
-        reason=f"as loaded, with another block: {wanted.reason}",
+        reason=f"another block for the weights as they lie; a new load would have: {wanted.reason}"
+        if needs_reload(loaded, wanted)
+        else wanted.reason,
     )
 
 
