@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-_WIDTH: Final = 860
+_WIDTH: Final = 1020
 _HEIGHT: Final = 520
-_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 210, 24, 64
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 350, 24, 64
 _TICK_PX: Final = 6
 _LABEL_PX: Final = 17
 """Between labels at the right edge."""
@@ -198,7 +198,7 @@ _PAGE: Final = """<!DOCTYPE html>
 <meta charset="utf-8">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1c2833; margin: 24px auto; max-width: 900px;
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1c2833; margin: 24px auto; max-width: 1060px;
   padding: 0 16px; }}
 h1 {{ font-size: 20px; margin: 0; }}
 p {{ margin: 4px 0 16px; color: #566573; }}
