@@ -58,8 +58,13 @@ def bus_s(hardware: Hardware, num_bytes: float) -> float:
 
 
 def micro_batches(policy: Policy, load: Load) -> int:
-    """K = ceil(T / micro_batch_tokens)."""
-    return max(1, math.ceil(load.tokens / policy.micro_batch_tokens - 1e-9))
+    """K = ceil(T / micro_batch_tokens); where keys and values are fetched, at least
+    ceil(live tokens / fetch_tokens).
+    """
+    count = load.tokens / policy.micro_batch_tokens
+    if not policy.attends_beside and policy.kv.total_bytes > policy.kv[policy.compute]:
+        count = max(count, load.live_tokens / policy.fetch_tokens)
+    return max(1, math.ceil(count - 1e-9))
 
 
 def gemm_s(model: Model, policy: Policy, load: Load, *, layer: int) -> float:

@@ -13,8 +13,10 @@ from engine.errors import BudgetError
 from engine.planning.cost import check_budgets, peak_bytes
 from engine.planning.planners import PLANNERS
 from engine.planning.planners.base import Planner, Wishes
+from engine.planning.planners.fixed import plan_fixed
 from engine.planning.policy import Policy, Tier
 from engine.planning.shape import ModelShape, Placeable, leading_border_bytes, total_bytes
+from tests.support.situations import budgets_of, situation_of
 
 GIB: Final = 2**30
 TABLE: Final = Placeable(num_bytes=262_144_000, granule_bytes=262_144)
@@ -38,13 +40,21 @@ SHAPE: Final = ModelShape(
     max_context_tokens=4096,
 )
 
-pytestmark = pytest.mark.parametrize("planner", PLANNERS.values(), ids=PLANNERS)
+
+def situated(planner: Planner) -> Planner:
+    """The planner, told of a machine and of some short rows."""
+
+    def plan(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
+        told = dataclasses.replace(wishes, situation=situation_of(shape))
+        return planner(shape, budgets, told)
+
+    return plan
 
 
-def budgets_of(*, gpu_bytes: int = 0, host_bytes: int, disk_bytes: int = 10**15) -> Budgets:
-    return Budgets(
-        gpu_bytes=gpu_bytes, host_bytes=host_bytes, disk_bytes=disk_bytes, spill_dir=Path("spill")
-    )
+every_planner = pytest.mark.parametrize(
+    "planner", [situated(each) for each in PLANNERS.values()], ids=PLANNERS
+)
+by_fixed_rules = pytest.mark.parametrize("planner", [plan_fixed], ids=["fixed"])
 
 
 PLACEABLES: Final = st.builds(
@@ -92,6 +102,7 @@ WISHES: Final = st.builds(
 )
 
 
+@every_planner
 @given(shape=SHAPES, budgets=BUDGETS, wishes=WISHES)
 def test_a_policy_keeps_every_budget_in_whole_rows_or_the_refusal_has_the_numbers(
     planner: Planner, shape: ModelShape, budgets: Budgets, wishes: Wishes
@@ -136,6 +147,7 @@ def require_legal_borders(shape: ModelShape, policy: Policy) -> None:
         assert policy.compute is Tier.GPU or split.gpu_bytes == 0
 
 
+@by_fixed_rules
 def test_the_embedding_leaves_memory_before_anything_is_streamed(planner: Planner) -> None:
     wishes = Wishes(block_rows=4)
     capped = dataclasses.replace(SHAPE, max_context_tokens=256)
@@ -148,6 +160,7 @@ def test_the_embedding_leaves_memory_before_anything_is_streamed(planner: Planne
     assert policy.kv == roomy.kv
 
 
+@by_fixed_rules
 def test_the_head_is_streamed_in_the_same_share_as_the_layers(planner: Planner) -> None:
     policy = planner(SHAPE, budgets_of(host_bytes=8 * GIB), Wishes(block_rows=4))
     assert policy.head_split is not None
@@ -157,6 +170,7 @@ def test_the_head_is_streamed_in_the_same_share_as_the_layers(planner: Planner) 
     assert 0 < min(shares) <= max(shares) < min(shares) + 0.01
 
 
+@every_planner
 @pytest.mark.parametrize("compute", [Tier.GPU, Tier.CPU])
 def test_nothing_is_streamed_where_everything_fits(planner: Planner, compute: Tier) -> None:
     wishes = Wishes(block_rows=4)
@@ -170,6 +184,7 @@ def test_nothing_is_streamed_where_everything_fits(planner: Planner, compute: Ti
     assert planner(SHAPE, exact, wishes).streamed_bytes == 0
 
 
+@by_fixed_rules
 @pytest.mark.parametrize("compute", [Tier.GPU, Tier.CPU])
 def test_less_memory_streams_more_until_a_refusal(planner: Planner, compute: Tier) -> None:
     streamed = []
@@ -186,6 +201,7 @@ def test_less_memory_streams_more_until_a_refusal(planner: Planner, compute: Tie
     assert streamed[0] == 0 < streamed[-1]
 
 
+@every_planner
 def test_host_memory_takes_what_the_gpu_does_not_before_the_disk_does(planner: Planner) -> None:
     wishes = Wishes(block_rows=4)
     small, large = (
@@ -197,6 +213,7 @@ def test_host_memory_takes_what_the_gpu_does_not_before_the_disk_does(planner: P
     assert large.streamed_bytes == small.streamed_bytes > 0
 
 
+@every_planner
 def test_a_refusal_names_the_tier_what_it_needs_and_what_it_has(planner: Planner) -> None:
     with pytest.raises(BudgetError, match=r"the cpu tier .* 1,048,576 bytes"):
         planner(SHAPE, budgets_of(host_bytes=2**20), Wishes())
@@ -204,11 +221,13 @@ def test_a_refusal_names_the_tier_what_it_needs_and_what_it_has(planner: Planner
         planner(SHAPE, budgets_of(gpu_bytes=2**21, host_bytes=80 * GIB), Wishes())
 
 
+@every_planner
 def test_a_disk_that_cannot_hold_what_is_streamed_is_refused(planner: Planner) -> None:
     with pytest.raises(BudgetError, match=r"the disk tier needs [\d,]+ bytes .* is 1,000 bytes"):
         planner(SHAPE, budgets_of(host_bytes=8 * GIB, disk_bytes=1000), Wishes(block_rows=4))
 
 
+@every_planner
 def test_a_plan_is_the_same_each_time(planner: Planner) -> None:
     budgets = budgets_of(gpu_bytes=8 * GIB, host_bytes=9 * GIB)
     first, second = (planner(SHAPE, budgets, Wishes()) for _ in range(2))

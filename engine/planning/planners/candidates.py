@@ -23,6 +23,9 @@ _CHUNK_SLACK: Final = 1.25
 
 _LEAST_SWEEP_TOKENS: Final = 64
 _LEAST_CHUNK_TOKENS: Final = 16
+_FETCHED_IN: Final = 8
+"""Micro-batches at least, where keys and values are fetched: one is fetched while one attends."""
+
 _MICRO_BATCHES: Final = (256, 1024, 4096, 16384)
 
 
@@ -50,7 +53,8 @@ def candidates(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Iterator[
     situation = wishes.situation
     assert situation is not None, "a program is of a machine and a workload"
     compute = Tier.GPU if budgets.gpu_bytes else Tier.CPU
-    ways = (Away.NONE, Away.BESIDE, Away.FETCHED)
+    # With a CPU to compute nothing is beside; with a GPU no row need live away to attend beside.
+    ways = (Away.BESIDE if compute is Tier.GPU else Away.NONE, Away.FETCHED)
     for rows in _row_counts(situation, wishes):
         sweep_tokens = wishes.sweep_tokens or _chunk(situation, rows)
         for micro_batch in _micro_batches(rows + sweep_tokens):
@@ -79,16 +83,19 @@ def smallest(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Candidate:
         sweep_tokens=sweep_tokens,
         micro_batch_tokens=_LEAST_CHUNK_TOKENS,
     )
-    return candidate(shape, situation, base, Away.BESIDE)
+    away = Away.BESIDE if compute is Tier.GPU else Away.NONE
+    return candidate(shape, situation, base, away)
 
 
 def candidate(shape: ModelShape, situation: Situation, base: Policy, away: Away) -> Candidate:
     workload = situation.workload
-    base = dataclasses.replace(base, attends_beside=away is not Away.FETCHED)
-    kept = math.ceil(kept_tokens(workload, rows=base.block_rows))
     least = min(longest_row_tokens(workload), _paged(shape.max_context_tokens))
+    kept = max(_paged(math.ceil(kept_tokens(workload, rows=base.block_rows))), least)
+    if away is Away.FETCHED:
+        part = max(least, -(-kept // _FETCHED_IN))
+        base = dataclasses.replace(base, attends_beside=False, fetch_tokens=part)
     load = steady_load(workload, rows=base.block_rows, sweep_tokens=base.sweep_tokens)
-    return Candidate(base=base, away=away, load=load, kept_tokens=max(_paged(kept), least))
+    return Candidate(base=base, away=away, load=load, kept_tokens=kept)
 
 
 def _row_counts(situation: Situation, wishes: Wishes) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ program, and takes the one that is predicted to generate the most tokens a secon
 
 import dataclasses
 import heapq
+import math
 from typing import Final
 
 from engine.config import Budgets
@@ -22,7 +23,7 @@ from engine.planning.workload import Workload
 _SIMULATED: Final = 4
 """Of the best in steady state: the whole job decides between them."""
 
-_AS_GOOD: Final = 0.999
+_AS_GOOD: Final = 0.98
 """Candidates whose bound is no better than this share of the best found are not placed."""
 
 
@@ -54,9 +55,10 @@ def _best(model: Model, budgets: Budgets, wishes: Wishes, workload: Workload) ->
     )
     best: list[tuple[float, int, Policy]] = []
     for bound, at, each in bounded:
-        if len(best) == _SIMULATED and -bound * _AS_GOOD <= best[0][0]:
+        fastest = _AS_GOOD * max((rate for rate, *_ in best), default=0.0)
+        if -bound <= fastest:
             break
-        policy = program.place(each)
+        policy = program.place(each, at_most_s=each.load.rows / fastest if fastest else math.inf)
         if policy is None:
             continue
         load, _, sweep_s = steady(model, policy, workload)
