@@ -3,42 +3,34 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import torch
 
-from engine.compute.attention import ATTENTION_NAME, AttentionContext, attach
+from engine.compute.attention import ATTENTION_NAME
 from engine.compute.experts import EXPERTS_NAME
-from engine.compute.fetched import Fetched
-from engine.compute.head import gated_head
 from engine.compute.limits import check_sampling
-from engine.compute.linear import attach_multiplier
-from engine.compute.lockstep import gate_layers
-from engine.compute.routes import Beside, Here, Route
-from engine.compute.skeleton import build_skeleton, decoder_layers
-from engine.config import Budgets, Completion, FinishReason, Prompt
+from engine.compute.skeleton import build_skeleton
+from engine.config import Budgets, Completion, Prompt
 from engine.context import max_context_tokens
-from engine.errors import BudgetError, PackError, PromptError
+from engine.errors import BudgetError, EngineError, PackError, PromptError
 from engine.memory.ceilings import ceilings_of
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
-from engine.memory.kv_cache import KVCache, KVShape
 from engine.memory.manifest import Pack
-from engine.memory.pack import Announce, ensure_pack, load_buffers
+from engine.memory.pack import Announce, ensure_pack
 from engine.memory.pack_plan import plan_pack
-from engine.memory.retention import PackHold
-from engine.memory.shapes import kv_shapes, model_shape, model_work
-from engine.memory.weights import StreamedWeights
+from engine.memory.shapes import model_shape, model_work
 from engine.planning.cost import check_budgets
 from engine.planning.flops import Work
-from engine.planning.policy import Policy, Tier, needs_reload
+from engine.planning.policy import Policy, needs_reload
 from engine.planning.shape import ModelShape
-from engine.sweep.block import Block
+from engine.sweep.assembly import Assembly, assemble
 from engine.sweep.call_log import CallLog
-from engine.sweep.executor import Executor
-from engine.sweep.micro_batches import MicroBatches
+from engine.sweep.endings import Endings
 from engine.sweep.recorder import Recorder
 from engine.sweep.report import Report
 from engine.sweep.rows import Row
@@ -49,8 +41,13 @@ Progress = Callable[[int, int], None]
 PolicyMaker = Callable[[ModelShape, Budgets], Policy]
 
 
-_STOP_MARGIN_TOKENS: Final = 8
-"""Beyond one token for each byte of a stop string: tokens that decode to nothing on their own."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """What an engine's policies are decided on. In `budgets` disk that is read in place is room."""
+
+    shape: ModelShape
+    work: Work
+    budgets: Budgets
 
 
 class Engine:
@@ -63,69 +60,30 @@ class Engine:
         self,
         checkpoint: Checkpoint,
         *,
-        pack: Pack,
-        model: Any,  # transformers' models are untyped
-        tokenizer: Tokenizer,
         policy: Policy,
-        shape: ModelShape,
-        budgets: Budgets,
-        work: Work,
-        timeline: Timeline,
+        basis: Basis,
+        tokenizer: Tokenizer,
+        assembly: Assembly,
         recorder: Recorder,
+        closing: contextlib.ExitStack,
     ) -> None:
+        """`closing` closes all that the engine stands on."""
         self.policy = policy
-        self.shape = shape
-        self.work = work
-        self.budgets = budgets
-        """What the policy was checked against: disk that is read in place counts as room."""
+        self.basis = basis
         self.tokenizer = tokenizer
-        self._eos_token_ids = frozenset((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids))
-        self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
-        self._recorder = recorder
-        device = _device(policy.compute)
-        layers = decoder_layers(model)
-        shapes = kv_shapes(checkpoint.config)
-        caches = _caches(shapes, policy, budgets.spill_dir)
-        # A row never outgrows what keys and values have room for.
         self.max_context_tokens = min(
-            max_context_tokens(checkpoint.config), max(cache.num_tokens for cache in caches)
+            max_context_tokens(checkpoint.config), assembly.max_row_tokens
         )
-        self._context = AttentionContext(
-            {cache.tier: _route(cache, policy, timeline) for cache in caches}
-        )
-        attach(model, self._context)
-        gate_layers(layers)
-        with contextlib.ExitStack() as undo:
-            undo.callback(self._context.close)
-            self._hold = PackHold(pack.path.parent)
-            undo.callback(self._hold.close)
-            self._weights = StreamedWeights(pack, model, policy, device=device, timeline=timeline)
-            undo.callback(self._weights.close)
-            load_buffers(pack, model)
-            model.to(device)  # buffers: every parameter is there already
-            multiplier = attach_multiplier(
-                model, dtype=getattr(torch, policy.compute_dtype), device=device
-            )
-            recorder.gemm_chosen(multiplier.gemm.reason)
-            head = gated_head(model, self._weights, multiplier)
-            undo.pop_all()
-        self._block = Block(caches, max_rows=policy.block_rows, on_preempt=recorder.preempted)
-        self._micro_batches = MicroBatches(
-            policy, self._context, spill_dir=budgets.spill_dir, device=device
-        )
-        self._executor = Executor(
-            model,
-            num_layers=len(layers),
-            num_attentions=len(shapes),
-            weights=self._weights,
-            head=head,
-            context=self._context,
-            micro_batches=self._micro_batches,
-            eos_token_ids=sorted(self._eos_token_ids),
-            device=device,
-            work=work,
-            timeline=timeline,
-        )
+        self._eos_token_ids = _eos_token_ids(checkpoint, tokenizer)
+        self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
+        self._endings = Endings(tokenizer, self._eos_token_ids)
+        self._block = assembly.block
+        self._micro_batches = assembly.micro_batches
+        self._executor = assembly.executor
+        self._weights = assembly.weights
+        self._recorder = recorder
+        self._closing = closing
+        self._is_closed = False
 
     @classmethod
     def load(
@@ -142,25 +100,33 @@ class Engine:
         """Open, plan, pack if need be, place and bind. `policy` is one, or plans one from the shape.
 
         `announce` is told what packing will cost, before it starts. `timeline` gets every span and
-        is closed with the engine; `call_log` is a file that grows by a JSON line for each call and
-        sweep. A pack found damaged is written anew, once. Raises EngineError: CheckpointError,
-        UnsupportedModelError, BudgetError (before a byte is written), PackError.
+        is closed with the engine, or where there will be none; `call_log` is a file that grows by a
+        JSON line for each call and sweep. A pack found damaged is written anew, once. Raises
+        EngineError: CheckpointError, UnsupportedModelError, BudgetError (before a byte is written),
+        PackError.
         """
-        opened = open_checkpoint(checkpoint)
-        load = functools.partial(
-            cls._load,
-            opened,
-            budgets=budgets,
-            policy=policy,
-            progress=progress,
-            timeline=timeline or Timeline(),
-            call_log=call_log,
-            announce=announce,
-        )
-        try:
-            return load()
-        except PackError:
-            return load()
+        timeline = timeline or Timeline()
+        with contextlib.ExitStack() as undo:
+            undo.callback(timeline.close)
+            load = functools.partial(
+                cls._load,
+                open_checkpoint(checkpoint),
+                budgets=budgets,
+                policy=policy,
+                progress=progress,
+                timeline=timeline,
+                call_log=call_log,
+                announce=announce,
+            )
+            try:
+                engine = load()
+            except PackError:
+                engine = None  # outside of here nothing of the failed one is kept
+            if engine is None:
+                gc.collect()  # models are cycles, and the next one's weights need the room
+                engine = load()
+            undo.pop_all()
+        return engine
 
     @classmethod
     def _load(
@@ -199,24 +165,63 @@ class Engine:
             announce=announce,
             in_place=True,
         )
-        return cls(
+        return cls._build(
             opened,
+            model,
             pack=pack,
-            model=model,
-            tokenizer=Tokenizer.load(opened.source),
             policy=chosen,
-            shape=shape,
-            budgets=roomy,
-            work=model_work(plan.groups, opened.config, dtype=dtype),
-            timeline=timeline,
-            recorder=Recorder(
-                policy_reason=chosen.reason,
-                ceilings=ceilings_of(pack, chosen),
-                spill_dir=budgets.spill_dir,
-                timeline=timeline,
-                call_log=CallLog(call_log),
+            basis=Basis(
+                shape=shape,
+                work=model_work(plan.groups, opened.config, dtype=dtype),
+                budgets=roomy,
             ),
+            timeline=timeline,
+            call_log=call_log,
         )
+
+    @classmethod
+    def _build(
+        cls,
+        opened: Checkpoint,
+        model: Any,  # transformers' models are untyped
+        *,
+        pack: Pack,
+        policy: Policy,
+        basis: Basis,
+        timeline: Timeline,
+        call_log: Path | None,
+    ) -> Self:
+        tokenizer = Tokenizer.load(opened.source)
+        ceilings = ceilings_of(pack, policy)
+        with contextlib.ExitStack() as undo:
+            recorder = Recorder(
+                policy_reason=policy.reason,
+                ceilings=ceilings,
+                spill_dir=basis.budgets.spill_dir,
+                timeline=timeline,
+                call_log=undo.enter_context(contextlib.closing(CallLog(call_log))),
+            )
+            assembly = assemble(
+                model,
+                opened.config,
+                pack=pack,
+                policy=policy,
+                work=basis.work,
+                eos_token_ids=_eos_token_ids(opened, tokenizer),
+                spill_dir=basis.budgets.spill_dir,
+                timeline=timeline,
+                recorder=recorder,
+                undo=undo,
+            )
+            return cls(
+                opened,
+                policy=policy,
+                basis=basis,
+                tokenizer=tokenizer,
+                assembly=assembly,
+                recorder=recorder,
+                closing=undo.pop_all(),
+            )
 
     @property
     def block_rows(self) -> int:
@@ -233,7 +238,7 @@ class Engine:
         """
         if fixed := needs_reload(self.policy, policy):
             raise BudgetError(f"an engine that is loaded cannot change its {', '.join(fixed)}")
-        check_budgets(self.shape, policy, self.budgets)
+        check_budgets(self.basis.shape, policy, self.basis.budgets)
         self.policy = self._micro_batches.policy = policy
         self._block.max_rows = policy.block_rows
         self._recorder.policy_adopted(policy.reason)
@@ -287,10 +292,12 @@ class Engine:
         )
         if not shares:
             return []
+        if self._is_closed:
+            raise EngineError("the engine is closed: its rows go no further")
         with self._recorder.sweeping(shares):
             tokens = self._executor.run(shares)
             completions = self._block.finish(
-                shares, tokens, is_end=self._reason_to_end, complete=self._complete
+                shares, tokens, is_end=self._endings.reason_to_end, complete=self._endings.complete
             )
         self._recorder.swept(
             shares,
@@ -322,11 +329,9 @@ class Engine:
         )
 
     def close(self) -> None:
-        self._weights.close()
-        self._context.close()
-        self._micro_batches.close()
-        self._recorder.close()
-        self._hold.close()
+        self._is_closed = True
+        with contextlib.closing(self._recorder):
+            self._closing.close()
 
     def __enter__(self) -> Self:
         return self
@@ -339,78 +344,6 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _reason_to_end(self, row: Row, token: int) -> FinishReason | None:
-        sampling = row.prompt.sampling
-        if self._ends(row, token):
-            return FinishReason.STOP
-        if sampling.stop and len(row.generated) >= sampling.min_tokens and self._stops(row):
-            return FinishReason.STOP
-        if row.num_tokens >= row.limit_tokens:
-            return FinishReason.LENGTH
-        return None
 
-    def _ends(self, row: Row, token: int) -> bool:
-        return token in row.prompt.sampling.end_token_ids(self._eos_token_ids)
-
-    def _stops(self, row: Row) -> bool:
-        """Whether a stop string has just become whole: only the tail can have changed."""
-        stop = row.prompt.sampling.stop
-        tail = (
-            max(len(text.encode("utf-8", "surrogatepass")) for text in stop) + _STOP_MARGIN_TOKENS
-        )
-        text = self.tokenizer.decode(row.generated[-tail:])
-        if not any(word in text for word in stop):
-            return False
-        return self._stop_at(row, self.tokenizer.decode(row.generated)) is not None
-
-    def _stop_at(self, row: Row, text: str) -> int | None:
-        """Where the first stop string begins; one that was whole before `min_tokens` is only text."""
-        sampling = row.prompt.sampling
-        before = self.tokenizer.decode(row.generated[: max(0, sampling.min_tokens - 1)])
-        found = (text.find(word, max(0, len(before) + 1 - len(word))) for word in sampling.stop)
-        return min((at for at in found if at >= 0), default=None)
-
-    def _complete(self, row: Row, reason: FinishReason) -> Completion:
-        num_kept = len(row.generated) - self._ends(row, row.generated[-1])
-        token_ids = row.generated[:num_kept]
-        text = self.tokenizer.decode(token_ids)
-        end = self._stop_at(row, text) if reason is FinishReason.STOP else None
-        asked = row.prompt.sampling.logprobs is not None
-        return Completion(
-            key=row.prompt.key,
-            index=row.index,
-            token_ids=tuple(token_ids),
-            text=text[:end],
-            finish_reason=reason,
-            num_prompt_tokens=len(row.prompt.token_ids),
-            num_generated=len(row.generated),
-            logprobs=tuple(row.logprobs[:num_kept]) if asked else None,
-        )
-
-
-def _caches(shapes: Sequence[KVShape], policy: Policy, spill_dir: Path) -> list[KVCache]:
-    """One for each tier that keys and values get bytes of, fastest first."""
-    caches = [
-        KVCache(
-            shapes,
-            budget_bytes=policy.kv[tier],
-            dtype=getattr(torch, policy.compute_dtype),
-            tier=tier,
-            spill_dir=spill_dir,
-        )
-        for tier in Tier
-        if policy.kv[tier]
-    ]
-    return [cache for cache in caches if cache.num_tokens]
-
-
-def _route(cache: KVCache, policy: Policy, timeline: Timeline) -> Route:
-    if cache.tier is policy.compute:
-        return Here(cache, timeline)
-    if policy.attends_beside:
-        return Beside(cache, timeline)
-    return Fetched(cache, device=_device(policy.compute), timeline=timeline)
-
-
-def _device(tier: Tier) -> torch.device:
-    return torch.device("cuda" if tier is Tier.GPU else "cpu")
+def _eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
+    return frozenset((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids))

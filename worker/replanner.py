@@ -78,8 +78,8 @@ class Replanner:
         return {**outcome.as_dict(), "corrections": corrections}
 
     def _decide(self, queue: QueueShape) -> Decision:
-        engine = self._engine
-        return self._planning.decide(engine.shape, engine.work, engine.budgets, queue)
+        basis = self._engine.basis
+        return self._planning.decide(basis.shape, basis.work, basis.budgets, queue)
 
     def _held(self, wanted: Decision) -> Decision:
         """The better of what is loaded and of the same with the block that is wanted."""
@@ -87,7 +87,7 @@ class Replanner:
         stays = Decision(policy=loaded, prediction=self._predict(loaded))
         policy = _moved(loaded, wanted.policy)
         try:
-            check_budgets(self._engine.shape, policy, self._engine.budgets)
+            check_budgets(self._engine.basis.shape, policy, self._engine.basis.budgets)
         except BudgetError as error:
             log.info("the loaded block stays", error=str(error))
             return stays
@@ -98,8 +98,8 @@ class Replanner:
         return moved if is_better else stays
 
     def _predict(self, policy: Policy) -> Prediction | None:
-        engine = self._engine
-        return self._planning.predict(engine.shape, engine.work, policy, self._queue)
+        basis = self._engine.basis
+        return self._planning.predict(basis.shape, basis.work, policy, self._queue)
 
     def _is_worth_a_load(self, wanted: Decision, held: Decision, queue: QueueShape) -> bool:
         """Whether the rest of the queue would end so much sooner, or rows would be refused that need

@@ -88,7 +88,8 @@ def freight_attention(  # noqa: PLR0917  # the library's signature
         softcap=options.get("softcap"),
         sinks=options.get("s_aux"),
     )
-    new = New(query=query[0], key=key[0], value=value[0])
+    is_kept = route.cache.is_shared(layer)
+    new = New(query=query[0], key=key[0], value=value[0], is_kept=is_kept)
     answer = route.attend(new, packing=packing, layer=layer, head=head)
     return answer.unsqueeze(0), None
 

@@ -58,12 +58,16 @@ class Fetched:
         here = new.to(self._device, self.cache.dtype)
         with attention_span(self._timeline, here, packing=packing, layer=layer, head=head):
             pool = buffers.pool(self.cache.layer(layer), local.packing.num_slots)
-            answer = write_and_attend(pool, here, packing=local.packing, head=head)
+            fresh = dataclasses.replace(
+                here, is_kept=False
+            )  # a buffer is filled with the past only
+            answer = write_and_attend(pool, fresh, packing=local.packing, head=head)
         buffers.used = sent_event(self._device)
-        behind = here.to(self.cache.device, self.cache.dtype)
-        self._stores.append(
-            self._pool.submit(self._store, behind, sent_event(self._device), packing, layer)
-        )
+        if not new.is_kept:
+            behind = here.to(self.cache.device, self.cache.dtype)
+            self._stores.append(
+                self._pool.submit(self._store, behind, sent_event(self._device), packing, layer)
+            )
         return answer.to(home, dtype)
 
     def settle(self) -> None:

@@ -69,31 +69,36 @@ class Packing:
 class New:
     """What a layer computed for the new tokens of a micro-batch.
 
-    `query` (heads, tokens, size), `key` and `value` (kv_heads, tokens, size).
+    `query` (heads, tokens, size), `key` and `value` (kv_heads, tokens, size). `is_kept`: an earlier
+    layer has computed these keys and values and written them to the pool that both share.
     """
 
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
+    is_kept: bool = False
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "New":
         """A copy from a GPU may still be under way when this returns."""
         moved = (
             each.to(device, dtype, non_blocking=True) for each in (self.query, self.key, self.value)
         )
-        return New(**dict(zip(("query", "key", "value"), moved, strict=True)))
+        query, key, value = moved
+        return New(query=query, key=key, value=value, is_kept=self.is_kept)
 
 
 def write_and_attend(
     pool: tuple[torch.Tensor, torch.Tensor], new: New, *, packing: Packing, head: Head
 ) -> torch.Tensor:
-    """Write the new keys and values to the pool and attend over it; (tokens, heads, value_size).
+    """Write the new keys and values to the pool, unless they are there, and attend over it;
+    (tokens, heads, value_size).
 
     `pool` are a layer's keys and values, `new` lies on their device.
     """
     keys, values = pool
-    keys.index_copy_(1, packing.slots, new.key)
-    values.index_copy_(1, packing.slots, new.value)
+    if not new.is_kept:
+        keys.index_copy_(1, packing.slots, new.key)
+        values.index_copy_(1, packing.slots, new.value)
     if head.chunk_tokens is not None:
         packing = packing.cut(head.chunk_tokens)
     if head.sinks is not None:

@@ -5,15 +5,17 @@ It stands in for an `nn.Embedding`'s weight: the library's own lookup finds its 
 
 import concurrent.futures
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 
 from engine.errors import EngineError
+from engine.memory.checksums import CHUNK_BYTES
+from engine.memory.manifest import Pack
 from engine.memory.matrix import Slice
+from engine.memory.pack import RangeChecker
 from engine.memory.placement import Piece
 from engine.timeline import Timeline, Track
 
@@ -21,47 +23,86 @@ _READ_THREADS: Final = 4
 
 
 class RowReader:
-    """Reads single rows of a matrix from a file by several threads. Close it."""
+    """Reads single rows of a whole matrix of a pack by several threads. Close it.
 
-    def __init__(self, path: Path, piece: Piece, timeline: Timeline) -> None:
+    The 1 MiB of the matrix that a row lies in are checked when the first row of them is read.
+    """
+
+    def __init__(self, pack: Pack, piece: Piece, timeline: Timeline) -> None:
         self.num_bytes = 0
+        self._pack = pack
         self._piece = piece
         self._timeline = timeline
-        self._path = path
-        self._file: int | None = os.open(path, os.O_RDONLY)
+        self._path = piece.group.path
+        self._checked: set[int] = set()  # chunks of CHUNK_BYTES
+        self._file: int | None = os.open(self._path, os.O_RDONLY)
         os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
         self._pool = concurrent.futures.ThreadPoolExecutor(_READ_THREADS, "freight-rows")
 
     def read(self, rows: Sequence[int]) -> torch.Tensor:
-        """(rows, columns) in stored dtype. Raises EngineError for what cannot be read."""
+        """(rows, columns) in stored dtype. Raises EngineError for what cannot be read, PackError or
+        CheckpointError for what is damaged.
+        """
         piece = self._piece
+        self._check(rows)
         raw = torch.empty(len(rows) * piece.row_bytes, dtype=torch.uint8)
         view = memoryview(raw.numpy().data)
         with self._timeline.span(Track.DISK_READ, "embedding rows", num_bytes=len(view)):
             shares = [range(start, len(rows), _READ_THREADS) for start in range(_READ_THREADS)]
-            jobs = [self._pool.submit(self._read_some, rows, view, share) for share in shares]
-            try:
-                for job in jobs:
-                    job.result()
-            except OSError as error:
-                raise EngineError(f"rows of the embedding cannot be read: {error}") from error
+            _finish(self._pool.submit(self._read_some, rows, view, share) for share in shares)
         self.num_bytes += len(view)
         return raw.view(piece.tensor.dtype).view(len(rows), *piece.tensor.shape[1:])
 
     def _read_some(self, rows: Sequence[int], view: memoryview, places: range) -> None:
-        assert self._file is not None, "a closed engine embeds nothing"
         size = self._piece.row_bytes
         for place in places:
-            target = view[place * size : (place + 1) * size]
-            got = os.preadv(self._file, [target], self._piece.offset_bytes + rows[place] * size)
-            if got < size:
-                raise OSError(f"{self._path} ended early: {size} bytes of row {rows[place]} wanted")
+            self._read_into(view[place * size : (place + 1) * size], rows[place] * size)
+
+    def _read_into(self, target: memoryview, start: int) -> None:
+        """`start` counts from the matrix's first byte."""
+        assert self._file is not None, "a closed engine embeds nothing"
+        got = os.preadv(self._file, [target], self._piece.offset_bytes + start)
+        if got < len(target):
+            raise OSError(
+                f"{self._path} ended early: {len(target)} bytes wanted from byte {start} of "
+                f"{self._piece.tensor.name}, got {got}"
+            )
+
+    def _check(self, rows: Sequence[int]) -> None:
+        size = self._piece.row_bytes
+        touched = {
+            chunk
+            for row in rows
+            for chunk in range(row * size // CHUNK_BYTES, ((row + 1) * size - 1) // CHUNK_BYTES + 1)
+        }
+        _finish(self._pool.submit(self._check_chunk, each) for each in touched - self._checked)
+        self._checked |= touched
+
+    def _check_chunk(self, chunk: int) -> None:
+        start = chunk * CHUNK_BYTES
+        num_bytes = min(CHUNK_BYTES, self._piece.num_bytes - start)
+        data = torch.empty(num_bytes, dtype=torch.uint8)
+        with self._timeline.span(Track.LOADING, "embedding rows, checked", num_bytes=num_bytes):
+            self._read_into(memoryview(data.numpy().data), start)
+        checker = RangeChecker(self._pack)
+        checker.check(self._piece.group, self._piece.tensor, start, data)
 
     def close(self) -> None:
         self._pool.shutdown()
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _finish(jobs: Iterable[concurrent.futures.Future[None]]) -> None:
+    """Wait for all; raise what the first raised that did."""
+    begun = list(jobs)
+    concurrent.futures.wait(begun)
+    try:
+        for job in begun:
+            job.result()
+    except OSError as error:
+        raise EngineError(f"rows of the embedding cannot be read: {error}") from error
 
 
 class EmbeddingTable:

@@ -1,6 +1,7 @@
 """What kind of use a model makes of each parameter, and so how it may be placed. Touches no values."""
 
 import enum
+import functools
 import inspect
 from typing import Any, Final
 
@@ -58,6 +59,7 @@ def _looked_at(model: nn.Module) -> set[nn.Module]:
     }
 
 
+@functools.cache
 def _source(kind: type[nn.Module]) -> str:
     """Of the class and of what it inherits from the library."""
     own = [each for each in kind.__mro__ if each.__module__.startswith("transformers.models.")]

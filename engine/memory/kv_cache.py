@@ -20,18 +20,23 @@ from engine.planning.policy import Tier
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KVShape:
-    """One layer's keys and values of one token."""
+    """One layer's keys and values of one token. A layer that attends over those of an earlier one
+    has none of its own: `owner` is that layer's index.
+    """
 
     num_heads: int
     key_size: int
     value_size: int
+    owner: int | None = None
 
     def token_bytes(self, dtype: torch.dtype) -> int:
+        if self.owner is not None:
+            return 0
         return self.num_heads * (self.key_size + self.value_size) * dtype.itemsize
 
 
 class KVCache:
-    """The pool of every layer, within `budget_bytes` of `tier`; on disk, of `spill_dir`."""
+    """The pool of every layer that has its own, within `budget_bytes` of `tier`; on disk, of `spill_dir`. Close it."""
 
     def __init__(
         self,
@@ -51,7 +56,10 @@ class KVCache:
         if tier is Tier.DISK and self.pages.num_pages:
             assert spill_dir is not None, "keys and values on disk need a folder"
             self._spill = SpillFile(spill_dir, token_bytes * self.num_tokens)
-        self._layers = list(self._lay_out(shapes))
+        self._owners = [index if s.owner is None else s.owner for index, s in enumerate(shapes)]
+        owning = [index for index, owner in enumerate(self._owners) if index == owner]
+        pools = self._lay_out([shapes[index] for index in owning])
+        self._layers = dict(zip(owning, pools, strict=True))
 
     def _lay_out(self, shapes: Sequence[KVShape]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Head first: a row's view of one head is one contiguous piece of memory. Zeros: attention
@@ -113,7 +121,7 @@ class KVCache:
         """Have the kernel read a layer's tokens from the spill file; only on disk there is any."""
         if self._spill is None:
             return
-        for pool in self._layers[index]:
+        for pool in self.layer(index):
             begin = pool.data_ptr() - self._spill.bytes.data_ptr()
             for head in range(pool.shape[0]):
                 first = head * pool.stride(0) + slot * pool.stride(1)
@@ -122,12 +130,23 @@ class KVCache:
                 )
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys (heads, slots, key_size) and values (heads, slots, value_size) of one layer."""
-        return self._layers[index]
+        """Keys (heads, slots, key_size) and values (heads, slots, value_size) that a layer has, or
+        shares with an earlier one.
+        """
+        return self._layers[self._owners[index]]
+
+    def is_shared(self, index: int) -> bool:
+        """Whether the layer attends over what an earlier one has written."""
+        return self._owners[index] != index
+
+    def close(self) -> None:
+        """Give the pools up: their memory, and on disk their file, go with the last view of them."""
+        self._layers.clear()
+        self._spill = None
 
     def pools(self) -> Iterator[torch.Tensor]:
-        """Keys, then values, of every layer."""
-        for keys, values in self._layers:
+        """Keys, then values, of every layer that has its own."""
+        for keys, values in self._layers.values():
             yield keys
             yield values
 

@@ -8,7 +8,7 @@ from engine.memory.manifest import Pack, PackedTensor, PackGroup
 from engine.memory.pack import RangeChecker
 from engine.memory.placement import Piece, Span
 from engine.memory.source import bytes_of
-from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer
+from engine.memory.tiers import PAGE_BYTES, DirectReader, HostBuffer, page_floor
 from engine.timeline import Timeline, Track
 
 _CHUNK_BYTES: Final = 32 * 2**20
@@ -57,9 +57,17 @@ class Loader:
             reader = self._readers[group.path]
             reader.read(buffer, offset_bytes=span.offset_bytes, num_bytes=span.num_bytes)
 
-    def check(self, span: Span, buffer: HostBuffer) -> None:
-        """Compare what was read with the manifest's checksums. Raises PackError, CheckpointError."""
-        for piece in span.pieces:
+    def read_part(self, part: Span, whole: Span, buffer: HostBuffer) -> None:
+        """Of streamed weights, into where a read of the whole span would leave it. Raises OSError."""
+        at = page_floor(part.offset_bytes) - page_floor(whole.offset_bytes)
+        self.read(part, HostBuffer(len(buffer.view) - at, buffer.view[at:]), Track.DISK_READ)
+
+    def check(self, span: Span, buffer: HostBuffer, *, part: Span | None = None) -> None:
+        """Compare what was read of the span, or of a part of it, with the manifest's checksums.
+
+        Raises PackError, CheckpointError.
+        """
+        for piece in (part or span).pieces:
             data = bytes_of(span.view(piece, buffer.bytes))
             self._checker.check(piece.group, piece.tensor, piece.first * piece.row_bytes, data)
 

@@ -3,7 +3,7 @@ when a slice's bytes are there.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -28,14 +28,18 @@ def values_of(
 
 
 class Slice:
-    """Rows `first` to `last` of a matrix in stored dtype; None while its bytes are elsewhere."""
+    """Rows `first` to `last` of a matrix in stored dtype; None while its bytes are elsewhere.
 
-    __slots__ = ("_stored", "first", "last")
+    One of a stack may be bound to what fetches single rows of it instead.
+    """
+
+    __slots__ = ("_fetch", "_stored", "first", "last")
 
     def __init__(self, first: int, last: int) -> None:
         self.first = first
         self.last = last
         self._stored: torch.Tensor | None = None
+        self._fetch: Callable[[int], torch.Tensor] | None = None
 
     @property
     def stored(self) -> torch.Tensor:
@@ -49,8 +53,17 @@ class Slice:
     def bind(self, stored: torch.Tensor) -> None:
         self._stored = stored
 
+    def bind_rows(self, fetch: Callable[[int], torch.Tensor]) -> None:
+        """`fetch(row)` gives one row, counted from the matrix's start, until the slice is unbound."""
+        self._fetch = fetch
+
+    def row(self, row: int) -> torch.Tensor:
+        """Raises what fetching it does."""
+        return self.stored[row - self.first] if self._fetch is None else self._fetch(row)
+
     def unbind(self) -> None:
         self._stored = None
+        self._fetch = None
 
 
 class Sliced:
@@ -85,7 +98,7 @@ class Stack(Sliced):
     def __getitem__(self, expert: int) -> torch.Tensor:
         for part in self.slices:
             if part.first <= expert < part.last:
-                return part.stored[expert - part.first]
+                return part.row(expert)
         raise IndexError(f"expert {expert} of a stack of {self.shape[0]}")
 
 

@@ -3,7 +3,8 @@ threads.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -164,6 +165,11 @@ class Span:
     def bytes_in(self, buffer: torch.Tensor) -> torch.Tensor:
         """The span in a uint8 buffer that starts with the span's first page."""
         return buffer[self.skipped_bytes : self.skipped_bytes + self.num_bytes]
+
+    def runs(self, left_out: Collection[Piece]) -> list["Span"]:
+        """What remains of it without these pieces: as few spans as there are gaps, and one."""
+        groups = itertools.groupby(self.pieces, key=lambda piece: piece in left_out)
+        return [Span(tuple(run)) for is_left_out, run in groups if not is_left_out]
 
     def view(self, piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
         """One of its pieces in such a buffer."""

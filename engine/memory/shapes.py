@@ -45,7 +45,19 @@ def _kv_shape(text: Any, layer: Any, index: int) -> KVShape:
         num_heads=_KV_HEADS.get(text.model_type, _as_configured)(text, index, kv_heads),
         key_size=key_size,
         value_size=value_size,
+        owner=_kv_owner(text, index),
     )
+
+
+def _kv_owner(text: Any, index: int) -> int | None:
+    """Of a layer that attends over an earlier one's keys and values: the last of its kind that
+    computes any.
+    """
+    modes = getattr(text, "kv_sharing_modes", None) if text.model_type in _SHARING else None
+    if modes is None or modes[index] != "reuse":
+        return None
+    kinds = text.layer_types
+    return max(at for at in range(index) if modes[at] == "store" and kinds[at] == kinds[index])
 
 
 def _as_configured(text: Any, index: int, kv_heads: int) -> int:
@@ -59,6 +71,9 @@ def _doubled_in_windows(text: Any, index: int, kv_heads: int) -> int:
 def _repeated_for_each_choice(text: Any, index: int, kv_heads: int) -> int:
     return kv_heads * int(text.num_experts_per_tok)
 
+
+# Types whose later layers hand attention the very keys and values of an earlier one of their kind.
+_SHARING: Final = frozenset({"gemma3n_text", "gemma4_text", "gemma4_unified_text"})
 
 # Types whose modules hand attention other numbers of heads than their configs say.
 _KV_HEADS: Final[Mapping[str, Callable[[Any, int, int], int]]] = MappingProxyType(
@@ -102,6 +117,7 @@ def model_shape(
         compute_dtype=str(dtype).removeprefix("torch."),
         compute_itemsize=dtype.itemsize,
         kv_bytes_per_token=sum(shape.token_bytes(dtype) for shape in kv_shapes(config)),
+        kv_layer_bytes_per_token=max(shape.token_bytes(dtype) for shape in kv_shapes(config)),
         hidden_size=hidden_size,
         intermediate_size=_widest(getattr(text, "intermediate_size", None) or 4 * hidden_size),
         vocab_size=int(text.vocab_size),
@@ -177,6 +193,11 @@ def _is_stack(shape: tuple[int, ...], text: Any) -> bool:
 def _expert_share(text: Any) -> float:
     """Of a sweep's tokens those that one expert meets, where all are chosen alike."""
     return (_first_count(text, _NUM_CHOSEN) or 1) / (_first_count(text, _NUM_EXPERTS) or 1)
+
+
+def num_chosen_experts(config: Any) -> int | None:
+    """Of a layer's experts, how many one token is sent to; None where the config does not say."""
+    return _first_count(config.get_text_config(decoder=True), _NUM_CHOSEN)
 
 
 def _first_count(text: Any, names: Sequence[str]) -> int | None:

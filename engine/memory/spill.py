@@ -13,8 +13,8 @@ from engine.errors import BudgetError
 class SpillFile:
     """`num_bytes` of the spill folder as one uint8 tensor. Nothing of it outlives the process.
 
-    The space is taken at once: a mapped write to a full disk would kill the process. Close it when
-    no tensor of it is used any more. Raises BudgetError where the folder has not that much room.
+    The space is taken at once: a mapped write to a full disk would kill the process. It is given
+    back with the last tensor of it. Raises BudgetError where the folder has not that much room.
     """
 
     def __init__(self, folder: Path, num_bytes: int) -> None:

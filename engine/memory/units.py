@@ -29,17 +29,25 @@ _NOTHING: Final = Parts(resident=(), hosted=(), on_disk=())
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unit:
     """What is there between one acquire and release: the streamed part of a layer, or a tile of the
-    head. `hosted` lies in host memory, the rest on disk; both go to one slot.
+    head. `hosted` lies in host memory, the rest on disk; both go to one slot. `stacks` are those of
+    its pieces that can be fetched expert by expert.
     """
 
     name: str
     hosted: Span
     on_disk: Span
     targets: tuple[Target, ...]
+    stacks: tuple[Piece, ...]
 
     @property
     def streamed(self) -> Span:
         return Span(self.hosted.pieces + self.on_disk.pieces)
+
+    def fetched_ahead(self, span: Span, *, in_part: bool) -> list[Span]:
+        """What of one of its spans is fetched before it is acquired."""
+        if not in_part:
+            return [span] if span.pieces else []
+        return span.runs(self.stacks)
 
 
 class Placement:
@@ -113,6 +121,9 @@ class Placement:
             hosted=Span(parts.hosted),
             on_disk=Span(parts.on_disk),
             targets=tuple(self._binder.target(piece, is_streamed=True) for piece in streamed),
+            stacks=tuple(
+                piece for piece in streamed if self._binder.kinds[piece.tensor.name] is Kind.STACK
+            ),
         )
 
     def _head_units(self) -> list[Unit]:
@@ -155,8 +166,9 @@ class Placement:
                 self._hosted[unit.name] = buffer
         self._bind_embedding(loader, timeline, undo)
 
-    def hosted(self, unit: Unit) -> HostBuffer:
-        return self._hosted[unit.name]
+    def hosted(self, unit: Unit) -> HostBuffer | None:
+        """What holds the unit's hosted span; None if that is empty."""
+        return self._hosted.get(unit.name)
 
     def _bind_embedding(
         self, loader: Loader, timeline: Timeline, undo: contextlib.ExitStack
@@ -171,7 +183,7 @@ class Placement:
             return
         reader = None
         if parts.on_disk:
-            reader = RowReader(table.group.path, table, timeline)
+            reader = RowReader(self._pack, table, timeline)
             undo.callback(reader.close)
         self._binder.bind_embedding(
             table.tensor.name,
@@ -196,7 +208,7 @@ class Placement:
         for span, unit in spans:
             for piece in span.pieces:
                 held.append(Slice(piece.first, piece.last))
-                held[-1].bind(span.view(piece, self.hosted(unit).bytes))
+                held[-1].bind(span.view(piece, self._hosted[unit.name].bytes))
         for piece in () if tied else parts.hosted:
             held.append(Slice(piece.first, piece.last))
             held[-1].bind(loader.load_piece(piece, torch.device("cpu")))

@@ -12,20 +12,23 @@ import torch
 
 from engine.errors import EngineError, PackError
 from engine.memory.binding import Binder
+from engine.memory.chosen import ChosenExperts
 from engine.memory.loading import Loader
 from engine.memory.manifest import Pack
 from engine.memory.matrix import Slice, Whole
-from engine.memory.ring import Slot, SlotRing
+from engine.memory.ring import Filled, Slot, SlotRing
+from engine.memory.shapes import num_chosen_experts
 from engine.memory.tiers import HostArena, page_aligned, page_floor
 from engine.memory.units import Placement, Unit
 from engine.planning.policy import Policy
+from engine.planning.routing import fetches_chosen
 from engine.timeline import Timeline, Track
 
 
 @dataclasses.dataclass(slots=True)
 class WeightCounters:
-    """What streaming cost so far. `streamed_bytes` are stored bytes of parts that were acquired;
-    `fetched_s` is of fetches, `waited_s` compute time lost to weights not yet there.
+    """What streaming cost so far. `streamed_bytes` are stored bytes of what was fetched of acquired
+    parts; `fetched_s` is of fetches, `waited_s` compute time lost to weights not yet there.
     """
 
     streamed_bytes: int = 0
@@ -44,6 +47,7 @@ class WeightSource(Protocol):
     @property
     def head_units(self) -> range: ...
     def slices_of(self, unit: int) -> Sequence[Slice]: ...
+    def begin(self, num_tokens: int) -> None: ...
     def acquire(self, unit: int) -> None: ...
     def release(self, unit: int) -> None: ...
     def rewind(self) -> None: ...
@@ -56,6 +60,9 @@ class StreamedWeights:
     `acquire` blocks until the unit's streamed part is there, `release` lets its slot be filled
     again, for a unit further on: across the border of a sweep too. A failed read surfaces in
     `acquire`. Close it.
+
+    In a sweep whose tokens are sent to few experts, stacks are not fetched ahead: an expert is, when
+    it is asked for. The first units of a sweep, one for each slot, came as the sweep before wanted.
     """
 
     def __init__(
@@ -75,12 +82,19 @@ class StreamedWeights:
         self._placement = Placement(pack, self._binder, policy, device)
         self._units = self._placement.units
         self._order = [index for index, unit in enumerate(self._units) if unit.targets]
-        self._unchecked = set(self._order)  # units whose streamed part was never read
+        self._checked: set[tuple[int, bool]] = (
+            set()
+        )  # units that were read before, in part or whole
+        self._num_chosen = num_chosen_experts(model.config)
+        self._num_slots = policy.num_slots
+        self._num_tokens: int | None = None  # of this sweep, once that is known
         self._visited = 0  # streamed units acquired in this sweep
         self._held: tuple[int, Slot] | None = None
         with contextlib.ExitStack() as undo:
             self._loader = Loader(pack, self._timeline)
             undo.callback(self._loader.close)
+            self._chosen = ChosenExperts(pack, self._timeline, self._count_expert)
+            undo.callback(self._chosen.close)
             slots = self._load(undo, policy.num_slots)
             self._give_room_to_wholes()
             self._ring = SlotRing(
@@ -98,19 +112,27 @@ class StreamedWeights:
         """The streamed slices that are bound while the unit is held."""
         return [target for target in self._units[unit].targets if isinstance(target, Slice)]
 
+    def begin(self, num_tokens: int) -> None:
+        """A sweep of so many tokens begins."""
+        self._num_tokens = num_tokens
+
     def acquire(self, unit: int) -> None:
         wanted = self._units[unit]
         if not wanted.targets:
             return
-        found, slot = self._take(wanted)
+        found, slot, in_part = self._take(wanted)
         assert self._order[found] == unit, f"units are visited in order: {unit} was asked"
         if slot.filled is not None:
             torch.cuda.current_stream(self._device).wait_event(slot.filled)
         self._visited += 1
         self._held = unit, slot
-        self.counters.streamed_bytes += wanted.streamed.stored_bytes
+        self.counters.fetched_s += slot.fetched_s
         for piece, target in zip(wanted.streamed.pieces, wanted.targets, strict=True):
-            target.bind(wanted.streamed.view(piece, slot.bytes))
+            if not in_part or piece not in wanted.stacks:
+                self.counters.streamed_bytes += piece.num_bytes
+                target.bind(wanted.streamed.view(piece, slot.bytes))
+        if in_part:
+            self._chosen.bind(wanted, slot, self._placement.hosted(wanted))
 
     def release(self, unit: int) -> None:
         if not self._units[unit].targets:
@@ -122,8 +144,10 @@ class StreamedWeights:
         if slot.drained is not None:
             slot.drained.record(torch.cuda.current_stream(self._device))
         self._held = None
+        self._chosen.clear()
+        coming = self._order[(self._visited - 1 + self._num_slots) % len(self._order)]
         self._visited %= len(self._order)
-        self._ring.give_back()
+        self._ring.give_back(in_part=self._comes_in_part(self._units[coming]))
 
     def rewind(self) -> None:
         """After a sweep that broke off: let the rest of its units pass, so that the next sweep
@@ -142,7 +166,19 @@ class StreamedWeights:
             self._copy_stream.synchronize()  # its last copies write to slots that are freed next
         self._undo.close()
 
-    def _take(self, unit: Unit) -> tuple[int, Slot]:
+    def _comes_in_part(self, unit: Unit) -> bool:
+        """Whether this sweep's tokens are sent to few of the unit's experts."""
+        if self._num_tokens is None or self._num_chosen is None or not unit.stacks:
+            return False
+        num_experts = min(stack.tensor.shape[0] for stack in unit.stacks)
+        return fetches_chosen(num_experts, self._num_chosen, self._num_tokens)
+
+    def _count_expert(self, num_bytes: int, waited_s: float) -> None:
+        self.counters.streamed_bytes += num_bytes
+        self.counters.fetched_s += waited_s
+        self.counters.waited_s += waited_s
+
+    def _take(self, unit: Unit) -> Filled:
         started_s = time.perf_counter()
         try:
             return self._ring.take()
@@ -155,36 +191,44 @@ class StreamedWeights:
 
     # -- the fetching side -----------------------------------------------------------------
 
-    def _fill(self, turn: int, slot: Slot) -> None:
+    def _fill(self, filled: Filled) -> None:
         """From disk through the staging buffer, from host memory directly."""
+        turn, slot, in_part = filled
         unit = self._units[self._order[turn]]
         started_s = time.perf_counter()
         if slot.copy is not None:
             self._finish_copy(slot)  # the staging buffer's last copy has left it
-        self._loader.read(unit.on_disk, slot.staging, Track.DISK_READ)
-        if self._order[turn] in self._unchecked:
-            self._loader.check(unit.on_disk, slot.staging)
-            self._unchecked.discard(self._order[turn])
+        for part in unit.fetched_ahead(unit.on_disk, in_part=in_part):
+            self._loader.read_part(part, unit.on_disk, slot.staging)
+            if (turn, in_part) not in self._checked:
+                self._loader.check(unit.on_disk, slot.staging, part=part)
+        self._checked.add((turn, in_part))
         if self._copy_stream is not None:
-            self._start_copy(unit, slot, self._copy_stream)
-        self.counters.fetched_s += time.perf_counter() - started_s
+            self._start_copy(unit, filled, self._copy_stream)
+        slot.fetched_s = time.perf_counter() - started_s
 
-    def _start_copy(self, unit: Unit, slot: Slot, stream: torch.cuda.Stream) -> None:
+    def _start_copy(self, unit: Unit, filled: Filled, stream: torch.cuda.Stream) -> None:
+        _, slot, in_part = filled
         assert slot.started is not None
         assert slot.filled is not None
         assert slot.drained is not None
         first_page = page_floor(unit.streamed.offset_bytes)
+        num_bytes = 0
         with torch.cuda.stream(stream):
             stream.wait_event(slot.drained)
             slot.started.record(stream)
             for span in (unit.hosted, unit.on_disk):
-                if span.pieces:
-                    home = self._placement.hosted(unit) if span is unit.hosted else slot.staging
-                    at = span.offset_bytes - first_page
-                    target = slot.bytes[at : at + span.num_bytes]
-                    target.copy_(span.bytes_in(home.bytes), non_blocking=True)
+                hosted = self._placement.hosted(unit)
+                home = slot.staging if span is unit.on_disk or hosted is None else hosted
+                for part in unit.fetched_ahead(span, in_part=in_part):
+                    at = part.offset_bytes - first_page
+                    target = slot.bytes[at : at + part.num_bytes]
+                    start = part.offset_bytes - page_floor(span.offset_bytes)
+                    source = home.bytes[start : start + part.num_bytes]
+                    target.copy_(source, non_blocking=True)
+                    num_bytes += part.num_bytes
             slot.filled.record(stream)
-        slot.copy = unit.name, unit.streamed.num_bytes, time.perf_counter()
+        slot.copy = unit.name, num_bytes, time.perf_counter()
 
     def _finish_copy(self, slot: Slot) -> None:
         assert slot.started is not None

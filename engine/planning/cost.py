@@ -75,8 +75,8 @@ def fetch_bytes(shape: ModelShape, policy: Policy) -> int:
     if not away or policy.attends_beside:
         return 0
     tokens = policy.fetch_tokens + policy.micro_batch_tokens
-    layer_bytes = -(-shape.kv_bytes_per_token // shape.num_layers)
-    return 2 * min(-(-away // shape.num_layers), tokens * layer_bytes)
+    layer_bytes = shape.kv_layer_bytes_per_token or -(-shape.kv_bytes_per_token // shape.num_layers)
+    return 2 * min(-(-away * layer_bytes // shape.kv_bytes_per_token), tokens * layer_bytes)
 
 
 def hidden_bytes(shape: ModelShape, policy: Policy) -> int:

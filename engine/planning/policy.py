@@ -44,7 +44,7 @@ class Split:
         return self.gpu_bytes if compute is Tier.GPU else self.cpu_bytes
 
     def streamed_bytes(self, compute: Tier) -> int:
-        """Bytes that cross a link in each sweep."""
+        """Bytes that cross a link in each sweep; of experts, at most."""
         return self.disk_bytes if compute is Tier.CPU else self.disk_bytes + self.cpu_bytes
 
 
@@ -93,7 +93,10 @@ class Policy:
 
     @property
     def streamed_bytes(self) -> int:
-        """Weight bytes that cross a link in each sweep, without the embedding's rows."""
+        """Weight bytes that cross a link in each sweep, without the embedding's rows.
+
+        For a sweep whose tokens are sent to few experts this is the most: it fetches those alone.
+        """
         head = self.head_split.streamed_bytes(self.compute) if self.head_split else 0
         return head + sum(split.streamed_bytes(self.compute) for split in self.layer_splits)
 

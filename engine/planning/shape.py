@@ -26,6 +26,7 @@ class ModelShape:
     `fixed_bytes`, norms, biases and the like, are always on the compute tier in compute dtype.
     `embedding` and `head` are None where they are among the fixed; a `tied` model has one table for
     both, its head. `scales_logits`: the library works on a second copy of the logits.
+    `kv_layer_bytes_per_token` are those of the layer that keeps most; 0 means all keep as much.
     """
 
     layers: tuple[tuple[Placeable, ...], ...]
@@ -41,6 +42,7 @@ class ModelShape:
     intermediate_size: int
     vocab_size: int
     max_context_tokens: int
+    kv_layer_bytes_per_token: int = 0
 
     @property
     def num_layers(self) -> int:

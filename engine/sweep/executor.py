@@ -73,6 +73,7 @@ class Executor:
 
     def _forward(self, batches: Sequence[MicroBatch], clock: StepClock) -> list[torch.Tensor]:
         self._context.num_calls = 0
+        self._weights.begin(sum(batch.token_ids.shape[1] for batch in batches))
         with Lockstep(self._model, self._context, batches) as lockstep:
             try:
                 self._walk(lockstep, batches, clock)

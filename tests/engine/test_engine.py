@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -14,7 +15,8 @@ import transformers
 from engine.compute import packing
 from engine.config import Budgets, Completion, FinishReason, Prompt, Sampling
 from engine.engine import Engine
-from engine.errors import BudgetError, EngineError, PromptError
+from engine.errors import BudgetError, CheckpointError, EngineError, PromptError
+from engine.memory.manifest import open_pack
 from engine.memory.pack_plan import PackPlan
 from engine.memory.retention import prune_packs
 from tests.support.policies import streaming
@@ -219,6 +221,35 @@ def test_a_resident_tensor_that_was_damaged_on_disk_is_packed_anew(
     Engine.load(folder, budgets=budgets, policy=streaming(1.0)).close()
     damage_last_byte_but(next(tmp_path.glob("packs/*/weights.bin")), 5000)
     with Engine.load(folder, budgets=budgets, policy=streaming(1.0)) as engine:
+        assert run(engine, prompt_of()) == expected
+
+
+def test_rows_of_the_embedding_that_were_damaged_in_the_source_are_refused_where_they_are_read(
+    tmp_path: Path,
+) -> None:
+    folder = write_tiny_tokenizer(write_tiny_model(tmp_path, "llama"))
+    load = functools.partial(
+        Engine.load, folder, budgets=budgets_of(folder), policy=streaming(1.0, embedding=0.0)
+    )
+    with load() as engine:
+        expected = run(engine, prompt_of())
+    path = folder / "model.safetensors"
+    whole, dates = path.read_bytes(), path.stat()
+    [start] = [
+        group.offset_bytes + tensor.offset_bytes
+        for group in open_pack(next(tmp_path.glob("spill/packs/*/"))).groups
+        for tensor in group.tensors
+        if group.path == path and "embed_tokens" in tensor.name
+    ]
+    damage_last_byte_but(path, len(whole) - start - 100)
+    os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    with load() as engine:
+        engine.submit(prompt_of())
+        with pytest.raises(CheckpointError, match=r"is damaged: .*embed_tokens.* first read"):
+            engine.sweep()
+    path.write_bytes(whole)
+    os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    with load() as engine:
         assert run(engine, prompt_of()) == expected
 
 

@@ -33,8 +33,8 @@ def test_an_engine_is_of_the_shape_that_was_foreseen(tmp_path: Path) -> None:
     seen = foresee(source, on_gpu=False)
     budgets = Budgets(gpu_bytes=0, host_bytes=2**28, disk_bytes=2**28, spill_dir=tmp_path / "spill")
     with Engine.load(source, budgets=budgets, policy=streaming(0.5)) as engine:
-        assert engine.shape == seen.shape
-        assert engine.work == seen.work
+        assert engine.basis.shape == seen.shape
+        assert engine.basis.work == seen.work
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

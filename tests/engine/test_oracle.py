@@ -73,7 +73,11 @@ def test_greedy_tokens_equal_generate(
         assert found[key].finish_reason == ("stop" if ended else "length"), key
     if composition == "pages run short":
         assert report.preempted_rows > 0, "the pool was meant to be too small"
-    assert report.weights_streamed_bytes == report.num_sweeps * engine.policy.streamed_bytes
+    most_bytes = report.num_sweeps * engine.policy.streamed_bytes
+    if "mixtral" in (folder / "config.json").read_text():  # few tokens are sent to few experts
+        assert report.weights_streamed_bytes <= most_bytes
+    else:
+        assert report.weights_streamed_bytes == most_bytes
     assert (engine.policy.streamed_bytes > 0) == (placement != "resident")
 
 

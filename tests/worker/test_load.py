@@ -138,7 +138,7 @@ def test_a_queue_that_moves_changes_the_block_under_the_loaded_weights(settings:
 
 def test_rows_too_long_for_what_is_loaded_are_worth_a_load(settings: Settings) -> None:
     with _engine(load(settings)) as engine:
-        page = Split.on(Tier.CPU, 128 * engine.shape.kv_bytes_per_token)
+        page = Split.on(Tier.CPU, 128 * engine.basis.shape.kv_bytes_per_token)
         short = dataclasses.replace(engine.policy, kv=page)
     write_record(settings.state_dir / "short.json", short)
     by_hand = dataclasses.replace(settings, policy=settings.state_dir / "short.json")
