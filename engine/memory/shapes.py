@@ -158,7 +158,10 @@ def model_work(groups: Sequence[PackGroup], config: Any, *, dtype: torch.dtype) 
             sum(_met_elements(tensor.shape, text) for tensor in each) for each in stacks
         ),
         expert_share=_expert_share(text) if any(stacks) else 1.0,
-        layer_kv_bytes=tuple(shape.token_bytes(dtype) for shape in every_kv),
+        layer_kv_bytes=tuple(
+            (shape if shape.owner is None else every_kv[shape.owner]).token_bytes(dtype)
+            for shape in every_kv
+        ),
         windows=_windows(text, len(layers)),
         num_heads=int(text.num_attention_heads),
         key_size=kv.key_size,

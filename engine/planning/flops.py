@@ -21,7 +21,7 @@ class Work:
     """Of one layer, as it is kept."""
     head_elements: int
     layer_kv_bytes: tuple[int, ...]
-    """Of a token's keys and values in each layer."""
+    """Of a token's keys and values that each layer reads, its own or an earlier one's."""
     expert_elements: tuple[int, ...]
     """Of `matrix_elements` those in experts: each of them meets a share of the tokens only."""
     expert_share: float

@@ -51,8 +51,8 @@ class Sweep:
         shares = roofline.kv_shares(model, policy, kept_tokens)
         per_layer = [self._layer(load, shares, each) for each in self._alike]
         total: dict[str, float] = collections.defaultdict(float)
-        for each, terms in zip(self._alike, per_layer, strict=True):
-            for name, value in terms.items():
+        for each, of_layer in zip(self._alike, per_layer, strict=True):
+            for name, value in of_layer.items():
                 total[name] += value * len(each.layers)
         for name, value in self._last(load).items():
             total[name] += value
@@ -64,7 +64,7 @@ class Sweep:
         terms = SweepTerms(**total)
         lanes = [sum(total[name] for name in names) for names in LANES.values()]
         if not policy.overlap:
-            return terms, sum(lanes)
+            return terms, sum(lanes, start=0.0)
         units = self._units(load, per_layer, tiles, total)
         swept_s = sweep_seconds(units, num_slots=policy.num_slots, overlap=True)
         swept_s = max(swept_s, *lanes)

@@ -61,8 +61,13 @@ def test_of_experts_only_the_chosen_ones_count(tmp_path: Path) -> None:
     attention = 64 * 64 + 2 * 64 * 32 + 64 * 64
     router, expert = 4 * 64, 3 * 64 * 128
     assert work.matrix_elements == (attention + router + 2 * expert,) * NUM_LAYERS
+    assert work.expert_elements == (2 * expert,) * NUM_LAYERS
+    assert work.expert_share == 0.5
     assert work.head_elements == VOCAB_SIZE * 64
 
 
 def test_windows_are_each_layers_own(tmp_path: Path) -> None:
-    assert set(work_of(tmp_path, "gemma2").windows) == {8, None}
+    work = work_of(tmp_path, "gemma2")
+    assert set(work.windows) == {8, None}
+    assert work.expert_elements == (0,) * NUM_LAYERS
+    assert work.layer_kv_bytes == (2 * 2 * 16 * 4,) * NUM_LAYERS

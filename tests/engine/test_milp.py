@@ -123,8 +123,8 @@ RESOURCES: Final = ("gpu_bytes", "host_bytes", "disk_read", "gemm", "attention",
 
 def richer(budgets: Budgets, situation: Situation, resource: str) -> tuple[Budgets, Situation]:
     if resource in {"gpu_bytes", "host_bytes"}:
-        more = int(1.3 * getattr(budgets, resource))
-        return dataclasses.replace(budgets, **{resource: more}), situation
+        changed: dict[str, Any] = {resource: int(1.3 * getattr(budgets, resource))}
+        return dataclasses.replace(budgets, **changed), situation
     machine = situation.hardware
     changes: dict[str, Any] = {
         "disk_read": {"disk_read": machine.disk_read.scaled(2)},
@@ -168,8 +168,8 @@ def test_what_a_refusal_says_is_lacking_is_what_lacks(gpu_mib: int) -> None:
     tier = "gpu" if gpu_mib else "cpu"
     assert f"the {tier} tier needs" in message
     needed = int(re.findall(r"([\d,]+) bytes", message)[0].replace(",", ""))
-    field = "gpu_bytes" if gpu_mib else "host_bytes"
-    policy = plan_milp(SHAPE, dataclasses.replace(budgets, **{field: needed}), wishes)
+    changed: dict[str, Any] = {"gpu_bytes" if gpu_mib else "host_bytes": needed}
+    policy = plan_milp(SHAPE, dataclasses.replace(budgets, **changed), wishes)
     assert peak_bytes(SHAPE, policy)[Tier(tier)] <= needed
 
 
@@ -265,7 +265,11 @@ def test_what_was_planned_is_what_runs(tmp_path: Path, name: str) -> None:
         found = {completion.key: completion for completion in engine.generate(prompts)}
         report = engine.report()
     assert engine.policy.streamed_bytes > 0
-    assert report.weights_streamed_bytes == report.num_sweeps * engine.policy.streamed_bytes
+    most_bytes = report.num_sweeps * engine.policy.streamed_bytes
+    if name == "mixtral":  # a sweep of few tokens fetches the experts that they are sent to
+        assert 0 < report.weights_streamed_bytes <= most_bytes
+    else:
+        assert report.weights_streamed_bytes == most_bytes
     oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for prompt in prompts:
         assert found[prompt.key].token_ids == oracle_answer(oracle, prompt)[0], prompt.key
