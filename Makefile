@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 MODEL  := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo serve model test slow gpu coverage-models docs-models bench bench-peers bench-offload fmt lint types imports tests lock clean
+.PHONY: setup demo serve model test slow gpu coverage-models docs-models bench bench-peers bench-offload bench-gpu fmt lint types imports tests lock clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
@@ -86,6 +86,12 @@ bench: setup model bench-peers
 OFFLOAD ?=
 bench-offload: setup bench-peers
 	$(BIN)/python -m bench.offload $(OFFLOAD)
+
+# Needs a GPU, and disk for the weights: 14 GB and 60 GB; GPU_OFFLOAD="--shapes 6.7b ..." less.
+GPU_OFFLOAD ?=
+bench-gpu: setup
+	$(BIN)/python -m bench.flexgen_loop --device cuda
+	$(BIN)/python -m bench.gpu_offload $(GPU_OFFLOAD)
 
 # What Freight is compared with: fetched by hash and built in .bench/, once, in ten minutes or more.
 bench-peers: setup

@@ -19,7 +19,7 @@ _ACCELERATE: Final = "Accelerate disk"
 _AIRLLM: Final = "AirLLM"
 _LLAMA: Final = "llama.cpp mmap"
 _HALVES: Final[tuple[HalfType, ...]] = ("f16", "bf16")
-_DTYPES: Final[Mapping[str, str]] = {"f32": "float32", "bf16": "bfloat16"}
+DTYPES: Final[Mapping[str, str]] = {"f32": "float32", "bf16": "bfloat16"}
 
 PEERS: Final = (
     "accelerate-bf16",
@@ -73,7 +73,8 @@ class Contenders:
     def weights_file(self) -> Path:
         return self.checkpoint / "model.safetensors"
 
-    def freight(self, workload: Workload, limit_bytes: int) -> tuple[Leg, Job]:
+    def freight(self, workload: Workload, limit_bytes: int, *, kind: str) -> tuple[Leg, Job]:
+        """`kind` is one of `DTYPES`."""
         options = {
             "checkpoint": str(self.checkpoint),
             "spill_dir": str(self.spill_dir),
@@ -82,13 +83,14 @@ class Contenders:
             "headroom_bytes": self.headroom_bytes,
             "block_rows": min(self.block_rows, len(workload.requests)),
             "sweep_tokens": self.sweep_tokens,
+            "dtype": DTYPES[kind],
         }
-        leg = Leg(engine=FREIGHT, setting="", module="freight", options=options)
+        leg = Leg(engine=FREIGHT, setting=DTYPES[kind], module="freight", options=options)
         return leg, self._job(workload, len(workload.requests))
 
     def freight_once(self, workload: Workload) -> tuple[Leg, Job]:
         """Loads with memory to spare and answers nothing: the pack is then there."""
-        leg, job = self.freight(workload, limit_bytes=0)
+        leg, job = self.freight(workload, limit_bytes=0, kind="f32")
         options = leg.options | {"host_bytes": _AMPLE_BYTES, "only_load": True}
         return dataclasses.replace(leg, options=options, setting="packs"), job
 
@@ -103,11 +105,11 @@ class Contenders:
         folder.mkdir(parents=True, exist_ok=True)
         options = {
             "checkpoint": str(self.checkpoint),
-            "dtype": _DTYPES[kind],
+            "dtype": DTYPES[kind],
             "batch": batch,
             "folder": str(folder),
         }
-        setting = f"{_DTYPES[kind]}, batch {batch}"
+        setting = f"{DTYPES[kind]}, batch {batch}"
         if engine == "accelerate":
             return Leg(engine=_ACCELERATE, setting=setting, module="padded", options=options), job
         longest = max(len(r.token_ids) + r.max_tokens for r in workload.requests)

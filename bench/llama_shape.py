@@ -4,9 +4,13 @@ import argparse
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Final, Literal, Self
 
 HalfType = Literal["f16", "bf16"]
+
+MAX_POSITIONS: Final = 131_072
+ROPE_THETA: Final = 500_000.0
+NORM_EPSILON: Final = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,28 @@ class LlamaShape:
     kv_heads: int = 8
     vocab: int = 128_256
     seed: int = 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the checkpoint's config.json says."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "torch_dtype": "bfloat16",
+            "num_hidden_layers": self.layers,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.mlp,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab,
+            "max_position_embeddings": MAX_POSITIONS,
+            "rope_theta": ROPE_THETA,
+            "rms_norm_eps": NORM_EPSILON,
+            "tie_word_embeddings": True,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        }
 
     @property
     def head_dim(self) -> int:

@@ -7,8 +7,9 @@ Prompts of 16 to 512 tokens of real text, answers of at most 8 to 256, end of se
 engine answers the same token ids in a process of its own on the same cores, one after the other.
 `generate` takes them in order of arrival, in batches of one size, each running until its slowest row
 is done; one more leg lets it sort them by length. llama.cpp gets the model's values in each format.
-The ceiling is the float32 rate of matrix products measured in the same run over the
-multiplications that the answered tokens need. Exits with 1 if Freight's answers change.
+A ceiling is the rate of matrix products in a dtype, measured in the same run, over the
+multiplications that the answered tokens need. Exits with 1 if the answers of one of Freight's legs
+change.
 """
 
 import argparse
@@ -19,10 +20,11 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from bench.contenders import DTYPES
 from bench.legs.job import Job
 from bench.peers import DEFAULT_CACHE, absolute, llama_program
 from bench.runner import Bench, Leg, Outcome, usable_cpus
@@ -81,15 +83,16 @@ class Legs:
     model: Path
     cache: Path
 
-    def freight(self, block_rows: int | None) -> Leg:
+    def freight(self, dtype: str, block_rows: int | None) -> Leg:
         options = {
             "checkpoint": str(self.model),
             "spill_dir": str(self.cache / "spill"),
             "planner": "fixed",
             "host_bytes": 8 * _GIB,
             "block_rows": block_rows,
+            "dtype": dtype,
         }
-        return Leg(engine=_FREIGHT, setting="", module="freight", options=options)
+        return Leg(engine=_FREIGHT, setting=dtype, module="freight", options=options)
 
     def generate(self, batch: int, *, is_sorted: bool = False) -> Leg:
         options = {"checkpoint": str(self.model), "dtype": "float32", "batch": batch}
@@ -126,7 +129,8 @@ class Legs:
 
 def measure(bench: Bench, job: Job, legs: Legs, arguments: argparse.Namespace) -> list[Outcome]:
     """Freight, then every setting of the others; in later repetitions only each one's best."""
-    first = [bench.run(legs.freight(arguments.block_rows), job)]
+    ours = [legs.freight(DTYPES[kind], arguments.block_rows) for kind in arguments.freight_dtypes]
+    first = [bench.run(leg, job) for leg in ours]
     first += [bench.run(legs.generate(size), job) for size in arguments.batch_sizes]
     first += [
         bench.run(legs.llama(kind, slots), job)
@@ -135,7 +139,7 @@ def measure(bench: Bench, job: Job, legs: Legs, arguments: argparse.Namespace) -
     ]
     outcomes = list(first)
     for _ in range(arguments.repetitions - 1):
-        outcomes.append(bench.run(legs.freight(arguments.block_rows), job))
+        outcomes += [bench.run(leg, job) for leg in ours]
         for engine in (_GENERATE, _LLAMA):
             best = best_of(first, engine)
             outcomes += [bench.run(best.leg, job)] if best else []
@@ -151,53 +155,97 @@ def best_of(outcomes: Sequence[Outcome], engine: str) -> Outcome | None:
     return max(tried, key=lambda outcome: outcome.output_tokens_per_s or 0.0, default=None)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Ours:
+    """One of Freight's legs, which all others are put beside, and the ceiling of its dtype."""
+
+    name: str
+    dtype: str
+    rate: float
+    ceiling: float
+
+
+def freight_figures(
+    outcomes: Sequence[Outcome], job: Job, found: Mapping[str, Any]
+) -> Iterator[Ours]:
+    """Of every leg of Freight's that answered; of the others it is told why they did not."""
+    for name, group in by_name(outcomes).items():
+        last = group[-1]
+        if last.leg.engine == _FREIGHT and last.result is None:
+            print(f"{name}: {last.ending}: {last.last_words}")
+        elif last.leg.engine == _FREIGHT and last.result is not None:
+            dtype = last.leg.options["dtype"]
+            rate = found["flops_per_s"][dtype]
+            floor_s = needed_flops(job.requests, last.result.answers, found) / rate
+            ceiling = last.result.output_tokens / floor_s
+            print(
+                f"{name}: {last.result.output_tokens} output tokens. Products {rate / 1e9:.0f} "
+                f"GFLOP/s: the answers cost at least {floor_s:.1f} s, so the ceiling is "
+                f"{ceiling:.0f} output tok/s"
+            )
+            rates = [outcome.output_tokens_per_s or 0.0 for outcome in group]
+            middle = statistics.median(rates)
+            yield Ours(name=name, dtype=dtype, rate=middle, ceiling=ceiling)
+
+
 def print_table(outcomes: Sequence[Outcome], job: Job, found: Mapping[str, Any]) -> None:
-    rate = max(found["linear_flops_per_s"], found["onednn_flops_per_s"])
-    ours = outcomes[0].result
-    if ours is None:
-        print(f"Freight: {outcomes[0].ending}: {outcomes[0].last_words}")
+    """The share is of the ceiling of Freight's leg in the same dtype, or of its first leg."""
+    print(f"{len(job.requests)} requests")
+    ours = list(freight_figures(outcomes, job, found))
+    if not ours:
         return
-    floor_s = needed_flops(job.requests, ours.answers, found) / rate
-    ceiling = ours.output_tokens / floor_s
-    print(f"{len(job.requests)} requests, {ours.output_tokens} output tokens of Freight's")
-    print(f"float32 products {rate / 1e9:.0f} GFLOP/s: the answers cost at least {floor_s:.1f} s,")
-    print(f"so the ceiling is {ceiling:.0f} output tok/s\n")
-    print(
-        "| | seconds (min-max) | output tokens | output tok/s | share of the ceiling | Freight is |"
-    )
-    print("|---|---|---|---|---|---|")
-    mean = statistics.median(
-        o.output_tokens_per_s or 0.0 for o in outcomes if o.leg.engine == _FREIGHT
-    )
-    for name in dict.fromkeys(outcome.leg.name for outcome in outcomes):
-        print(_line(name, [o for o in outcomes if o.leg.name == name], mean, ceiling))
-    print(f"\nFreight's report: {json.dumps(ours.detail['report'])}")
+    compared = "".join(f" {each.name} is |" for each in ours)
+    titles = "seconds (min-max) | output tokens | output tok/s | share of the ceiling"
+    print(f"\n| | {titles} |{compared}\n|{(5 + len(ours)) * '---|'}")
+    for name, group in by_name(outcomes).items():
+        print(_line(name, group, ours))
+    for each in ours:
+        print(f"| ceiling of {each.name} | | | {each.ceiling:.1f} | |{len(ours) * ' |'}")
+    for each in ours:
+        last = by_name(outcomes)[each.name][-1].result
+        if last is not None:
+            print(f"\nThe report of {each.name}: {json.dumps(last.detail['report'])}")
 
 
-def _line(name: str, outcomes: Sequence[Outcome], ours: float, ceiling: float) -> str:
+def by_name(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    names = dict.fromkeys(outcome.leg.name for outcome in outcomes)
+    return {name: [each for each in outcomes if each.leg.name == name] for name in names}
+
+
+def _line(name: str, outcomes: Sequence[Outcome], ours: Sequence[Ours]) -> str:
     results = [outcome.result for outcome in outcomes if outcome.result and outcome.result.seconds]
     if not results:
-        return f"| {name} | {outcomes[-1].ending} | | | | |"
+        return f"| {name} | {outcomes[-1].ending} | | | |{len(ours) * ' |'}"
     seconds = [result.seconds for result in results]
     rate = statistics.median(result.output_tokens / result.seconds for result in results)
-    spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f}-{max(seconds):.1f})"
-    times = "" if name == _FREIGHT else f"{ours / rate:.2f} x"
-    tokens = results[-1].output_tokens
-    return f"| {name} | {spread} | {tokens} | {rate:.1f} | {rate / ceiling:.0%} | {times} |"
+    dtype = outcomes[-1].leg.options.get("dtype")
+    beside = next((each for each in ours if each.dtype == dtype), ours[0])
+    cells = [
+        name,
+        f"{statistics.median(seconds):.1f} ({min(seconds):.1f}-{max(seconds):.1f})",
+        str(results[-1].output_tokens),
+        f"{rate:.1f}",
+        f"{rate / beside.ceiling:.0%}",
+    ]
+    cells += ["" if each.name == name else f"{each.rate / rate:.2f} x" for each in ours]
+    return f"| {' | '.join(cells)} |"
 
 
 def check(outcomes: Sequence[Outcome]) -> int:
-    """Padding and formats change rounding, so others may differ; Freight's own answers may not."""
-    ours = [r.answers for o in outcomes if o.leg.engine == _FREIGHT for r in o.results]
-    if not ours:
-        return 1
-    others = {
-        o.leg.name: o.result.answers for o in outcomes if o.leg.engine != _FREIGHT and o.result
+    """Padding and dtypes change rounding, so others may differ; a Freight leg's own answers may not."""
+    answers = {
+        name: [result.answers for outcome in group for result in outcome.results]
+        for name, group in by_name(outcomes).items()
     }
-    for name, answers in others.items():
-        same = sum(ours[0][key] == tokens for key, tokens in answers.items())
-        print(f"{same} of {len(ours[0])} answers of {name} equal Freight's token for token.")
-    return 0 if all(answers == ours[0] for answers in ours) else 1
+    ours = [name for name, group in by_name(outcomes).items() if group[0].leg.engine == _FREIGHT]
+    if not all(answers[name] for name in ours):
+        return 1
+    first = answers[ours[0]][0]
+    for name, passes in answers.items():
+        if passes and name != ours[0]:
+            same = sum(first[key] == tokens for key, tokens in passes[-1].items())
+            print(f"{same} of {len(first)} answers of {name} equal {ours[0]}'s token for token.")
+    return 0 if all(each == answers[name][0] for name in ours for each in answers[name]) else 1
 
 
 def main() -> int:
@@ -224,6 +272,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--longest-prompt", type=int, default=512)
     parser.add_argument("--longest-answer", type=int, default=256)
+    parser.add_argument("--freight-dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--block-rows", type=int, help="of Freight")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[16, 32], help="of generate")
     parser.add_argument("--llama-formats", nargs="*", default=["Q8_0", "F16", "F32", _STORED])

@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from bench.contenders import FREIGHT, PEERS, Contenders
+from bench.contenders import DTYPES, FREIGHT, PEERS, Contenders
 from bench.figures import Ceilings, Row, table
 from bench.legs.job import Job
 from bench.llama_shape import LlamaShape, add_shape_arguments
@@ -78,7 +78,10 @@ def run_ratio(ratio: float, limit_bytes: int, arguments: argparse.Namespace) -> 
         ceilings = measure_ceilings(bench, contenders)
         for workload in make_workloads(arguments):
             print(f"ratio {ratio:g}, {workload.name}, {repetition + 1}:", file=sys.stderr)
-            outcomes = [bench.run(*contenders.freight(workload, limit_bytes))]
+            outcomes = [
+                bench.run(*contenders.freight(workload, limit_bytes, kind=kind))
+                for kind in arguments.freight_dtypes
+            ]
             for peer in arguments.peers:
                 outcomes += search.run(peer, workload)
             measured = [
@@ -102,10 +105,9 @@ def measure_ceilings(bench: Bench, contenders: Contenders) -> Ceilings:
     options = {"checkpoint": str(contenders.checkpoint), "weights_file": str(newest)}
     job = Job(requests=(), threads=len(bench.cpus), ignore_eos=True, options={})
     ceilings = Ceilings.of(bench.measure(job, options))
+    rates = [f"{rate / 1e9:.0f} in {name}" for name, rate in ceilings.flops_per_s.items()]
     print(
-        f"disk {ceilings.disk_bytes_per_s / 1e9:.2f} GB/s, products "
-        f"{ceilings.flops_per_s / 1e9:.0f} GFLOP/s in float32, "
-        f"{ceilings.bfloat16_flops_per_s / 1e9:.0f} in bfloat16",
+        f"disk {ceilings.disk_bytes_per_s / 1e9:.2f} GB/s, products in GFLOP/s: {', '.join(rates)}",
         file=sys.stderr,
     )
     return ceilings
@@ -141,10 +143,11 @@ def print_tables(rows: list[Row], limit_bytes: int) -> None:
         print(f"\n{workload}, ratio {chosen[0].ratio:g}: {limit_bytes:,} bytes of memory\n")
         print(table(chosen))
         ours = [row.outcome for row in chosen if row.outcome.leg.engine == FREIGHT]
-        if ours[-1].result is not None:
-            print(f"\nFreight's report: {json.dumps(ours[-1].result.detail['report'])}")
-        else:
-            print(f"\nFreight: {ours[-1].ending}: {ours[-1].last_words}")
+        for name, last in {outcome.leg.name: outcome for outcome in ours}.items():
+            if last.result is not None:
+                print(f"\nThe report of {name}: {json.dumps(last.result.detail['report'])}")
+            else:
+                print(f"\n{name}: {last.ending}: {last.last_words}")
 
 
 def check(rows: list[Row], workloads: list[Workload]) -> int:
@@ -152,31 +155,26 @@ def check(rows: list[Row], workloads: list[Workload]) -> int:
     wrong = 0
     for workload in workloads:
         asked = {request.key: request.max_tokens for request in workload.requests}
-        passes = [
-            result.answers
-            for row in rows
-            if row.workload == workload.name and row.outcome.leg.engine == FREIGHT
-            for result in row.outcome.results
-        ]
-        lengths = [{key: len(tokens) for key, tokens in each.items()} for each in passes]
-        wrong += sum(each != asked for each in lengths) + sum(each != passes[0] for each in passes)
-        _compare(rows, workload.name, passes)
+        chosen = [row.outcome for row in rows if row.workload == workload.name]
+        ours = [outcome for outcome in chosen if outcome.leg.engine == FREIGHT]
+        for name in dict.fromkeys(outcome.leg.name for outcome in ours):
+            named = [outcome for outcome in ours if outcome.leg.name == name]
+            passes = [result.answers for outcome in named for result in outcome.results]
+            lengths = [{key: len(tokens) for key, tokens in each.items()} for each in passes]
+            wrong += sum(each != asked for each in lengths)
+            wrong += sum(each != passes[0] for each in passes)
+        _compare(chosen, workload.name)
     return 1 if wrong else 0
 
 
-def _compare(rows: list[Row], workload: str, passes: list[dict[str, list[int]]]) -> None:
-    """Padding and half precision change rounding: differences of peers are told, no fault."""
-    if not passes:
-        return
-    seen = {
-        row.outcome.leg.name: row.outcome.result.answers
-        for row in rows
-        if row.workload == workload and row.outcome.result is not None
-    }
+def _compare(outcomes: list[Outcome], workload: str) -> None:
+    """Padding and half precision change rounding: differences of others are told, no fault."""
+    seen = {each.leg.name: each.result.answers for each in outcomes if each.result is not None}
+    first = next((name for name in seen if name.startswith(FREIGHT)), None)
     for name, answers in seen.items():
-        if answers and not name.startswith(FREIGHT):
-            same = sum(passes[0][key] == tokens for key, tokens in answers.items())
-            print(f"{workload}: {same} of {len(answers)} answers of {name} equal Freight's.")
+        if answers and first is not None and name != first:
+            same = sum(seen[first][key] == tokens for key, tokens in answers.items())
+            print(f"{workload}: {same} of {len(answers)} answers of {name} equal {first}'s.")
 
 
 def main() -> int:
@@ -215,6 +213,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="every outcome, a line each")
     parser.add_argument("--planner", default="fixed")
     parser.add_argument("--headroom-mib", type=int, default=96, help="beside Freight's budget")
+    parser.add_argument("--freight-dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--block-rows", type=int, default=64, help="of Freight, at most")
     parser.add_argument("--sweep-tokens", type=int, help="of Freight")
     parser.add_argument("--rows", type=int, default=64)

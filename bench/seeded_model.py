@@ -1,16 +1,17 @@
-"""Writes a Llama-shaped checkpoint of seeded random bfloat16 weights, and the same as a GGUF file.
+"""Writes a checkpoint of seeded random bfloat16 weights, and a Llama-shaped one as a GGUF file too.
 
     python -m bench.seeded_model [--layers 16 --hidden 2048 ...]
 
-Tensor by tensor, so that memory stays far below the file. The values mean nothing: only shapes,
-bytes and speed do. The default is the shape of Llama-3.2-1B, 2.47 GB.
+A part of a tensor at a time, so that memory stays far below the file. The values mean nothing: only
+shapes, bytes and speed do. The default is the shape of Llama-3.2-1B, 2.47 GB.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import gguf
 import numpy as np
@@ -19,12 +20,20 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
 
-from bench.llama_shape import HalfType, LlamaShape, add_shape_arguments
+from bench.llama_shape import (
+    MAX_POSITIONS,
+    NORM_EPSILON,
+    ROPE_THETA,
+    HalfType,
+    LlamaShape,
+    add_shape_arguments,
+)
 from bench.peers import DEFAULT_CACHE, absolute
 
 _STD: Final = 0.02
-_ROPE_THETA: Final = 500_000.0
-_NORM_EPSILON: Final = 1e-5
+_CHUNK_VALUES: Final = 2**24
+"""Drawn at once, in float32."""
+
 _NORMAL_TOKEN: Final = 1
 _CONTROL_TOKEN: Final = 3
 _LEAVES: Final = {
@@ -40,40 +49,29 @@ _LEAVES: Final = {
 }
 
 
-def write_checkpoint(folder: Path, shape: LlamaShape) -> Path:
+class Shape(Protocol):
+    """Whatever says what a checkpoint's config and tensors are."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+    def tensors(self) -> Iterable[tuple[str, tuple[int, ...]]]:
+        """Names and shapes, in the order of the file."""
+        ...
+
+
+def write_checkpoint(folder: Path, shape: Shape) -> Path:
     """A Hugging Face folder; nothing is written where one of this shape is already whole."""
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         _write_safetensors(folder / "model.safetensors", shape)
         _write_tokenizer(folder)
-        (folder / "config.json").write_text(
-            json.dumps(_config(shape), indent=2)
-        )  # last: it is whole
+        (folder / "config.json").write_text(json.dumps(shape.config, indent=2))  # last: it is whole
     return folder
 
 
-def _config(shape: LlamaShape) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "torch_dtype": "bfloat16",
-        "num_hidden_layers": shape.layers,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.mlp,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "vocab_size": shape.vocab,
-        "max_position_embeddings": 131_072,
-        "rope_theta": _ROPE_THETA,
-        "rms_norm_eps": _NORM_EPSILON,
-        "tie_word_embeddings": True,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    }
-
-
-def _write_safetensors(path: Path, shape: LlamaShape) -> None:
+def _write_safetensors(path: Path, shape: Shape) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, sizes in shape.tensors():
@@ -84,11 +82,13 @@ def _write_safetensors(path: Path, shape: LlamaShape) -> None:
     generator = torch.Generator().manual_seed(shape.seed)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, sizes in shape.tensors():
-            value = torch.ones(sizes)
-            if len(sizes) > 1:
-                value.normal_(std=_STD, generator=generator)
-            file.write(value.bfloat16().view(torch.int16).numpy().data)
+        for name, sizes in shape.tensors():
+            num_values = int(np.prod(sizes))
+            for start in range(0, num_values, _CHUNK_VALUES):
+                value = torch.ones(min(_CHUNK_VALUES, num_values - start))
+                if len(sizes) > 1 or name.endswith(".bias"):
+                    value.normal_(std=_STD, generator=generator)
+                file.write(value.bfloat16().view(torch.int16).numpy().data)
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -138,7 +138,7 @@ def write_gguf(path: Path, folder: Path, shape: LlamaShape, half: HalfType) -> P
 def _write_metadata(writer: gguf.GGUFWriter, shape: LlamaShape, half: HalfType) -> None:
     file_type = gguf.LlamaFileType.MOSTLY_F16 if half == "f16" else gguf.LlamaFileType.MOSTLY_BF16
     writer.add_file_type(file_type)
-    writer.add_context_length(131_072)
+    writer.add_context_length(MAX_POSITIONS)
     writer.add_block_count(shape.layers)
     writer.add_embedding_length(shape.hidden)
     writer.add_feed_forward_length(shape.mlp)
@@ -147,8 +147,8 @@ def _write_metadata(writer: gguf.GGUFWriter, shape: LlamaShape, half: HalfType) 
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(_ROPE_THETA)
-    writer.add_layer_norm_rms_eps(_NORM_EPSILON)
+    writer.add_rope_freq_base(ROPE_THETA)
+    writer.add_layer_norm_rms_eps(NORM_EPSILON)
     writer.add_vocab_size(shape.vocab)
     # llama.cpp wants a vocabulary as large as the embedding: the bytes, and names for the rest.
     spelled = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from jobs.settings import Settings, parse_bytes
+from jobs.settings import ComputeDtype, Settings, parse_bytes
 
 ModelOption: TypeAlias = Annotated[
     str | None,
@@ -30,6 +30,13 @@ DiskSpace: TypeAlias = Annotated[
 ]
 SpillDir: TypeAlias = Annotated[
     Path | None, typer.Option(help="Folder for what does not fit in memory.")
+]
+ComputeIn: TypeAlias = Annotated[
+    ComputeDtype | None,
+    typer.Option(
+        "--compute-dtype",
+        help="Compute in it; else in float32 on a CPU, in the checkpoint's own on a GPU.",
+    ),
 ]
 Trace: TypeAlias = Annotated[
     Path | None,

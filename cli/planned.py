@@ -49,7 +49,7 @@ class Question:
         if hardware is None and settings.profile is None:
             corrections = read_corrections(settings.corrections_file, machine)
         budgets = _budgets(settings, machine)
-        seen = foresee(source, on_gpu=budgets.gpu_bytes > 0)
+        seen = foresee(source, on_gpu=budgets.gpu_bytes > 0, compute_dtype=settings.compute_dtype)
         situation = Situation(
             hardware=corrections.applied_to(machine),
             work=seen.work,

@@ -4,6 +4,7 @@ import typer
 
 from cli.errors import StartError
 from cli.options import (
+    ComputeIn,
     DiskSpace,
     GpuMemory,
     HostMemory,
@@ -38,6 +39,7 @@ def worker(
     host_memory: HostMemory = None,
     disk_space: DiskSpace = None,
     spill_dir: SpillDir = None,
+    compute_dtype: ComputeIn = None,
     trace: Trace = None,
 ) -> None:
     """Run the worker alone: the engine and its model (needs FREIGHT_REDIS_URL)."""
@@ -48,6 +50,7 @@ def worker(
         host_memory_bytes=host_memory,
         disk_space_bytes=disk_space,
         spill_dir=spill_dir,
+        compute_dtype=compute_dtype,
         trace_file=trace,
     )
     from worker.main import run_worker  # noqa: PLC0415 (a role loads only what it needs)

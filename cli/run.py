@@ -11,6 +11,7 @@ import typer
 from cli.console import progress_bar, progress_console, say
 from cli.model import find_model
 from cli.options import (
+    ComputeIn,
     DiskSpace,
     GpuMemory,
     HostMemory,
@@ -37,6 +38,7 @@ def run(
     host_memory: HostMemory = None,
     disk_space: DiskSpace = None,
     spill_dir: SpillDir = None,
+    compute_dtype: ComputeIn = None,
     trace: Trace = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Skip the lines that OUT.jsonl holds already.")
@@ -50,6 +52,7 @@ def run(
         host_memory_bytes=host_memory,
         disk_space_bytes=disk_space,
         spill_dir=spill_dir,
+        compute_dtype=compute_dtype,
         trace_file=trace,
     )
     settings = dataclasses.replace(settings, model=str(find_model(settings)))

@@ -19,6 +19,7 @@ from cli.console import say
 from cli.errors import StartError
 from cli.model import find_model
 from cli.options import (
+    ComputeIn,
     DiskSpace,
     GpuMemory,
     HostMemory,
@@ -43,6 +44,7 @@ def serve(
     host_memory: HostMemory = None,
     disk_space: DiskSpace = None,
     spill_dir: SpillDir = None,
+    compute_dtype: ComputeIn = None,
     trace: Trace = None,
 ) -> None:
     """Run everything on this machine: server, intake, worker and, unless one is set, Valkey."""
@@ -55,6 +57,7 @@ def serve(
         host_memory_bytes=host_memory,
         disk_space_bytes=disk_space,
         spill_dir=spill_dir,
+        compute_dtype=compute_dtype,
         trace_file=trace,
     )
     with contextlib.suppress(KeyboardInterrupt), running(settings) as freight:

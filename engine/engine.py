@@ -9,16 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
 from engine.compute.attention import ATTENTION_NAME
+from engine.compute.ceilings import ceilings_of
+from engine.compute.dtypes import compute_dtype_of
 from engine.compute.experts import EXPERTS_NAME
 from engine.compute.limits import check_sampling
 from engine.compute.skeleton import build_skeleton
 from engine.config import Budgets, Completion, Prompt
 from engine.context import max_context_tokens
-from engine.errors import BudgetError, EngineError, PackError, PromptError
-from engine.memory.ceilings import ceilings_of
+from engine.errors import BudgetError, ComputeDtypeError, EngineError, PackError, PromptError
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.manifest import Pack
 from engine.memory.pack import Announce, ensure_pack
@@ -92,6 +91,7 @@ class Engine:
         *,
         budgets: Budgets,
         policy: Policy | PolicyMaker,
+        compute_dtype: str | None = None,
         progress: Progress | None = None,
         timeline: Timeline | None = None,
         call_log: Path | None = None,
@@ -99,11 +99,12 @@ class Engine:
     ) -> Self:
         """Open, plan, pack if need be, place and bind. `policy` is one, or plans one from the shape.
 
+        `compute_dtype` is one of `COMPUTE_DTYPES`; None is float32 on a CPU, as stored on a GPU.
         `announce` is told what packing will cost, before it starts. `timeline` gets every span and
         is closed with the engine, or where there will be none; `call_log` is a file that grows by a
         JSON line for each call and sweep. A pack found damaged is written anew, once. Raises
-        EngineError: CheckpointError, UnsupportedModelError, BudgetError (before a byte is written),
-        PackError.
+        EngineError: CheckpointError, UnsupportedModelError, ComputeDtypeError, BudgetError (before a
+        byte is written), PackError.
         """
         timeline = timeline or Timeline()
         with contextlib.ExitStack() as undo:
@@ -113,6 +114,7 @@ class Engine:
                 open_checkpoint(checkpoint),
                 budgets=budgets,
                 policy=policy,
+                compute_dtype=compute_dtype,
                 progress=progress,
                 timeline=timeline,
                 call_log=call_log,
@@ -135,12 +137,15 @@ class Engine:
         *,
         budgets: Budgets,
         policy: Policy | PolicyMaker,
+        compute_dtype: str | None,
         progress: Progress | None,
         timeline: Timeline,
         call_log: Path | None,
         announce: Announce | None,
     ) -> Self:
-        dtype = torch.float32 if not budgets.gpu_bytes else opened.stored_dtype
+        dtype = compute_dtype_of(
+            compute_dtype, stored=opened.stored_dtype, on_gpu=budgets.gpu_bytes > 0
+        )
         model = build_skeleton(
             opened.config, attention=ATTENTION_NAME, experts=EXPERTS_NAME, dtype=dtype
         )
@@ -155,6 +160,11 @@ class Engine:
         # What is read in the source's files takes no room of ours.
         roomy = dataclasses.replace(budgets, disk_bytes=budgets.disk_bytes + plan.in_place_bytes)
         chosen = policy if isinstance(policy, Policy) else policy(shape, roomy)
+        if chosen.compute_dtype != shape.compute_dtype:
+            raise ComputeDtypeError(
+                f"the policy is to compute in {chosen.compute_dtype}, the model in "
+                f"{shape.compute_dtype}"
+            )
         check_budgets(shape, chosen, roomy)
         pack = ensure_pack(
             opened,

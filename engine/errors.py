@@ -3,6 +3,7 @@
 EngineError
 ├── CheckpointError        the files cannot be read: missing, truncated, damaged
 ├── UnsupportedModelError  the architecture is named, and why it cannot be honoured
+├── ComputeDtypeError      the model cannot be computed in that dtype here, and why
 ├── BudgetError            a tier lacks bytes: which tier, how many, how many are there
 ├── HardwareError          a machine's description lacks a figure or has one that cannot be
 ├── WorkloadError          no rows are like those described
@@ -24,6 +25,10 @@ class CheckpointError(EngineError):
 
 class UnsupportedModelError(EngineError):
     """The architecture's semantics cannot be honoured."""
+
+
+class ComputeDtypeError(EngineError):
+    """The dtype asked for is unknown, or of no use on this device."""
 
 
 class BudgetError(EngineError):

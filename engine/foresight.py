@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 
 from engine.compute.attention import ATTENTION_NAME
+from engine.compute.dtypes import compute_dtype_of
 from engine.compute.experts import EXPERTS_NAME
 from engine.compute.skeleton import build_skeleton
 from engine.memory.checkpoint import Checkpoint, find_gguf, open_checkpoint, read_config
@@ -35,19 +36,20 @@ class Foresight:
     has_weights: bool
 
 
-def foresee(source: Path, *, on_gpu: bool) -> Foresight:
+def foresee(source: Path, *, on_gpu: bool, compute_dtype: str | None = None) -> Foresight:
     """Of a safetensors folder, a GGUF file, or a folder with nothing but a `config.json`.
 
-    Reads no weights. Raises CheckpointError, UnsupportedModelError.
+    Reads no weights. Raises CheckpointError, UnsupportedModelError,
+    ComputeDtypeError.
     """
     if _has_weights(source):
         checkpoint = open_checkpoint(source)
-        dtype = checkpoint.stored_dtype if on_gpu else torch.float32
+        dtype = compute_dtype_of(compute_dtype, stored=checkpoint.stored_dtype, on_gpu=on_gpu)
         model = _skeleton(checkpoint.config, dtype)
         return _foresight(_groups_of(checkpoint, model), model, checkpoint.config, dtype=dtype)
     config = read_config(source)
     stored = getattr(config, "dtype", None) or _STORED_DTYPE
-    dtype = stored if on_gpu else torch.float32
+    dtype = compute_dtype_of(compute_dtype, stored=stored, on_gpu=on_gpu)
     model = _skeleton(config, dtype)
     groups = _groups_foreseen(model, stored)
     return _foresight(groups, model, config, dtype=dtype, has_weights=False)

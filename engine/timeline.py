@@ -24,7 +24,7 @@ class Track(enum.StrEnum):
     SAMPLING = "sampling"
     WAIT = "waiting for weights"  # compute stood still
     SWEEP = "sweep"
-    LOADING = "loading"  # reads before the first sweep: of what stays
+    LOADING = "loading"  # reads of what stays, and those that only check
 
 
 COMPUTE: Final = (Track.LAYERS, Track.HEAD, Track.SAMPLING)

@@ -1,6 +1,7 @@
 """The `FREIGHT_*` settings, read once and frozen; nothing else reads the environment."""
 
 import dataclasses
+import enum
 import os
 import re
 import types
@@ -19,6 +20,18 @@ _UNITS: Final[Mapping[str, int]] = types.MappingProxyType(
         **{f"{letter}iB": 2 ** (10 * power) for power, letter in enumerate("KMGT", start=1)},
     }
 )
+
+
+class ComputeDtype(enum.StrEnum):
+    """What a model can be computed in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "ComputeDtype":
+        raise ValueError(f"{value!r} is not one of {', '.join(cls)}")
 
 
 def parse_bytes(text: str) -> int:
@@ -76,6 +89,8 @@ class Settings:
     """A file that `freight profile --out` wrote. None: this machine's own, measured if need be."""
     policy: Path | None = None
     """A policy that `freight plan --json` wrote, to be carried out as it is. None: planned."""
+    compute_dtype: ComputeDtype | None = None
+    """None: float32 on a CPU, the checkpoint's own on a GPU."""
     block_rows: int | None = None
     """Rows of the block. None: the policy's own choice."""
     sweep_tokens: int | None = None
@@ -142,7 +157,7 @@ class Settings:
 def _reader(name: str, annotation: object) -> Callable[[str], object]:
     if name.endswith("_bytes"):
         return parse_bytes
-    for kind in (int, float, Path, str):
+    for kind in (int, float, Path, ComputeDtype, str):
         if annotation is kind or kind in typing.get_args(annotation):
             return kind
     raise AssertionError(f"no reader for {name}: {annotation}")

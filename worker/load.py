@@ -33,8 +33,8 @@ def load(settings: Settings, waiting: Sequence[WaitingBatch] = ()) -> Loaded:
     made: list[Decision] = []
 
     def decide(shape: ModelShape, budgets: Budgets) -> Policy:
-        work = foresee(source, on_gpu=budgets.gpu_bytes > 0).work
-        made.append(planning.decide(shape, work, budgets, queue))
+        seen = foresee(source, on_gpu=budgets.gpu_bytes > 0, compute_dtype=settings.compute_dtype)
+        made.append(planning.decide(shape, seen.work, budgets, queue))
         return made[-1].policy
 
     started_s = time.monotonic()
@@ -47,6 +47,7 @@ def load(settings: Settings, waiting: Sequence[WaitingBatch] = ()) -> Loaded:
             spill_dir=settings.weights_dir,
         ),
         policy=decide,
+        compute_dtype=settings.compute_dtype,
         progress=_PackingNews(log, settings.weights_dir),
         timeline=Timeline(sink=ChromeTrace(settings.trace_file) if settings.trace_file else None),
         call_log=settings.call_log,

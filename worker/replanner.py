@@ -141,6 +141,7 @@ def told(decision: Decision) -> dict[str, Any]:
     said: dict[str, Any] = {
         "reason": policy.reason,
         "compute": str(policy.compute),
+        "compute_dtype": policy.compute_dtype,
         "block_rows": policy.block_rows,
         "sweep_tokens": policy.sweep_tokens,
         "kv_bytes": policy.kv.total_bytes,

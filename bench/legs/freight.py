@@ -42,6 +42,7 @@ def load(job: Job) -> Engine:
         Path(options["checkpoint"]),
         budgets=budgets,
         policy=lambda shape, have: planner(_told(shape, job), have, wishes),
+        compute_dtype=options["dtype"],
     )
 
 

@@ -6,15 +6,12 @@ apart, and the answers are merged by their log-sum-exp. Knows no model and no sw
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 import torch
 
+from engine.compute.lookup import Lookup, Seen, plan_lookups, suits_lookup
 from engine.compute.segments import Head, Segment, Span
-
-_PAIR_RATIO: Final = 1.5
-"""A row is paired with one at most so many times as long: the shorter one's rest is masked."""
-
 
 _FLASH: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
 """What `F.scaled_dot_product_attention` calls on a CPU; asked directly it gives the sums as well."""
@@ -36,46 +33,40 @@ class Part:
     is_causal: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """Two decoding rows (or one) whose caches one strided view shows, from `slot` on.
-
-    `mask` (rows, 1, 1, length) is added to the scores: it hides what lies behind the shorter row's
-    end.
-    """
-
-    slot: int
-    stride_slots: int
-    num_rows: int
-    length: int
-    mask: torch.Tensor | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AttentionPlan:
     """The calls that one micro-batch needs in every layer of one window.
 
-    `pairs` serve decoding rows, whose places in the packing are `order` (rows,); `own` the other
-    rows' own tokens; `shared` adds what prefixes contribute to both, one call for all that share.
+    `decoding` are rows with one new token, which see what it says of their own tokens; `own` serve
+    the other rows' own; `shared` adds what prefixes contribute to both, one call for all that share.
     """
 
-    order: torch.Tensor
-    pairs: tuple[Pair, ...]
+    decoding: tuple[Seen, ...]
     own: tuple[Part, ...]
     shared: tuple[Part, ...]
+    _lookups: dict[tuple[int, torch.Size], tuple[Lookup, ...]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def lookups(self, num_heads: int, keys: torch.Tensor) -> tuple[Lookup, ...]:
+        """For the decoding rows; the same for every layer of one shape."""
+        shape = (num_heads, keys.shape)
+        if shape not in self._lookups:
+            self._lookups[shape] = plan_lookups(self.decoding, num_heads=num_heads, keys=keys)
+        return self._lookups[shape]
 
 
 def plan_attention(
-    segments: Sequence[Segment], *, window: int | None, num_slots: int, dtype: torch.dtype
+    segments: Sequence[Segment], *, window: int | None, dtype: torch.dtype
 ) -> AttentionPlan:
     """For queries of that dtype. Made once a micro-batch, used by all layers of one window."""
-    order, pairs = _plan_pairs(
-        [segment for segment in segments if segment.num_tokens == 1], window, num_slots
-    )
     own = (_own_part(segment, window) for segment in segments if segment.num_tokens > 1)
     return AttentionPlan(
-        order=order,
-        pairs=tuple(_with_additive_mask(pair, dtype) for pair in pairs),
+        decoding=tuple(
+            (segment.start, _own_visible(segment, window))
+            for segment in segments
+            if segment.num_tokens == 1
+        ),
         own=tuple(_with_additive_mask(part, dtype) for part in own),
         shared=tuple(_with_additive_mask(part, dtype) for part in _shared_parts(segments, window)),
     )
@@ -98,12 +89,14 @@ def attend(
     # Averages may be kept in 16 bits, but not what they are weighted by.
     summed = torch.promote_types(query.dtype, torch.float32)
     sums = query.new_empty(num_tokens, num_heads, dtype=summed) if merges else None
-    if plan.pairs:
-        answer, total = _attend_pairs(query[:, plan.order], keys, values, plan=plan, head=head)
-        out[plan.order] = answer
-        if sums is not None:
-            sums[plan.order] = total
-    for part in plan.own:
+    looks_up = suits_lookup(num_heads, keys)
+    for lookup in plan.lookups(num_heads, keys) if looks_up else ():
+        rows = query[:, lookup.tokens].transpose(0, 1)
+        answer, total = lookup.attend(rows, keys, values, head=head, wants_sums=merges)
+        out[lookup.tokens] = answer
+        if sums is not None and total is not None:
+            sums[lookup.tokens] = total
+    for part in plan.own if looks_up else (*plan.own, *map(_row_part, plan.decoding)):
         answer, total = _attend_part(query, keys, values, part=part, head=head)
         out[part.tokens] = answer
         if sums is not None:
@@ -151,66 +144,8 @@ def _attend_part(
     return answer[0].transpose(0, 1), total[0].transpose(0, 1)
 
 
-def _attend_pairs(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    *,
-    plan: AttentionPlan,
-    head: Head,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Query (heads, rows, size) in the plan's order; (rows, heads, value_size), (rows, heads)."""
-    num_heads, num_rows, size = query.shape
-    num_kv_heads = keys.shape[0]
-    # Query heads of one key head are folded into one call: its keys are read once for all of them.
-    folded = query.transpose(0, 1).reshape(num_rows, num_kv_heads, -1, size)
-    attend_rows = _attend_rows if _has_kernel(keys, values, head) else _written_out
-    answers, totals = [], []
-    at = 0
-    for pair in plan.pairs:
-        answer, total = attend_rows(
-            folded[at : at + pair.num_rows],
-            _pair_view(keys, pair),
-            _pair_view(values, pair),
-            mask=pair.mask,
-            head=head,
-        )
-        answers.append(answer)
-        totals.append(total)
-        at += pair.num_rows
-    return (
-        torch.cat(answers).view(num_rows, num_heads, -1),
-        torch.cat(totals).view(num_rows, num_heads),
-    )
-
-
-def _attend_rows(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    mask: torch.Tensor | None,
-    head: Head,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """By the kernel: it takes a mask in the full shape of the scores, which costs nothing."""
-    if mask is not None:
-        mask = mask.expand(*query.shape[:3], -1)
-    answer, total = _FLASH(query, key, value, attn_mask=mask, scale=head.scaling)
-    return answer, total
-
-
 def _has_kernel(keys: torch.Tensor, values: torch.Tensor, head: Head) -> bool:
     return head.softcap is None and keys.shape[-1] == values.shape[-1]
-
-
-def _pair_view(pool: torch.Tensor, pair: Pair) -> torch.Tensor:
-    """(rows, kv_heads, length, size) of the pool, which is contiguous."""
-    num_kv_heads, num_slots, size = pool.shape
-    return pool.as_strided(
-        (pair.num_rows, num_kv_heads, pair.length, size),
-        (pair.stride_slots * size, num_slots * size, size, 1),
-        pool.storage_offset() + pair.slot * size,
-    )
 
 
 def _partial(
@@ -290,14 +225,23 @@ def _written_out(
 # -- planning ----------------------------------------------------------------------------------
 
 
-_Call = TypeVar("_Call", Part, Pair)
-
-
-def _with_additive_mask(call: _Call, dtype: torch.dtype) -> _Call:
+def _with_additive_mask(part: Part, dtype: torch.dtype) -> Part:
     """Up to here masks say where a token may look."""
-    if call.mask is None:
-        return call
-    return dataclasses.replace(call, mask=_additive(call.mask, dtype))
+    if part.mask is None:
+        return part
+    return dataclasses.replace(part, mask=_additive(part.mask, dtype))
+
+
+def _own_visible(segment: Segment, window: int | None) -> Span:
+    """What a decoding row sees of its own tokens."""
+    own = segment.own
+    first = max(segment.first_visible(window), own.start)
+    return Span(own.slot + first - own.start, first, segment.context - first)
+
+
+def _row_part(row: Seen) -> Part:
+    token, span = row
+    return Part(tokens=slice(token, token + 1), slot=span.slot, length=span.num_tokens)
 
 
 def _own_part(segment: Segment, window: int | None) -> Part:
@@ -348,47 +292,3 @@ def _visible(segment: Segment, first: int, end: int, window: int | None) -> torc
     if window is not None:
         visible &= columns > rows - window
     return visible
-
-
-def _plan_pairs(
-    decoding: Sequence[Segment], window: int | None, num_slots: int
-) -> tuple[torch.Tensor, tuple[Pair, ...]]:
-    """Pair decoding rows of like length: two rows at any two places are an even stride apart, so
-    one call serves both without a copy, and has twice the heads to share among threads.
-    """
-    spans = sorted(_own_visible(segment, window) for segment in decoding)
-    pairs, order = [], []
-    while spans:
-        longest = spans.pop()
-        rows = [longest]
-        if spans and _may_pair(longest, spans[-1], num_slots):
-            rows = sorted([longest, spans.pop()], key=lambda span: span[1])
-        pairs.append(_pair(rows, length=longest[0]))
-        order += [at for _, _, at in rows]
-    return torch.tensor(order, dtype=torch.long), tuple(pairs)
-
-
-def _own_visible(segment: Segment, window: int | None) -> tuple[int, int, int]:
-    """Length and slot of what a decoding row sees of its own tokens, and its place."""
-    own = segment.own
-    first = max(segment.first_visible(window), own.start)
-    return segment.context - first, own.slot + first - own.start, segment.start
-
-
-def _may_pair(longer: tuple[int, int, int], shorter: tuple[int, int, int], num_slots: int) -> bool:
-    last_slot = max(longer[1], shorter[1])
-    return longer[0] <= _PAIR_RATIO * shorter[0] and last_slot + longer[0] <= num_slots
-
-
-def _pair(rows: Sequence[tuple[int, int, int]], *, length: int) -> Pair:
-    lengths = [row[0] for row in rows]
-    mask = None
-    if min(lengths) < length:
-        mask = (torch.arange(length) < torch.tensor(lengths)[:, None])[:, None, None]
-    return Pair(
-        slot=rows[0][1],
-        stride_slots=rows[-1][1] - rows[0][1],
-        num_rows=len(rows),
-        length=length,
-        mask=mask,
-    )

@@ -2,6 +2,7 @@
 no weights.
 """
 
+import functools
 import itertools
 import math
 import time
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 
 Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(rows, in) by (out, in), both contiguous, to (rows, out)."""
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+"""(rows, in) by one weight to (rows, out)."""
 
 _ROW_COUNTS: Final = (1, 8, 32, 128, 512)
 _PACKED_FOR_ROWS: Final = 64  # a layout serves any number of rows, and this many best
@@ -41,15 +45,16 @@ class Gemm:
 
 
 def choose_gemm(shape: tuple[int, int], *, dtype: torch.dtype, device: torch.device) -> Gemm:
-    """For matrices like (out, in) `shape`; only float32 on a CPU has a choice. Takes tens of ms."""
-    if device.type != "cpu" or dtype != torch.float32 or not _has_onednn():
-        return Gemm([(1, F.linear)], reason=f"{device.type} {dtype}: torch's own kernel")
-    kernels: dict[str, Kernel] = {"torch": F.linear, "oneDNN": multiply_packed}
-    weight = torch.ones(shape)
+    """For matrices like (out, in) `shape`; only a CPU has a choice. Takes tens of ms."""
+    name = str(dtype).removeprefix("torch.")
+    kernels = kernels_for(dtype, device)
+    if len(kernels) == 1:
+        return Gemm([(1, F.linear)], reason=f"{device.type} {name}: torch's own kernel")
+    weight = torch.ones(shape, dtype=dtype)
     chosen: list[tuple[int, Kernel]] = []
     seen = []
     for num_rows in _ROW_COUNTS:
-        rows = torch.ones(num_rows, shape[1])
+        rows = torch.ones(num_rows, shape[1], dtype=dtype)
         taken_s = _best_seconds(kernels, rows, weight)
         best = min(taken_s, key=lambda name: taken_s[name])
         chosen.append((num_rows, kernels[best]))
@@ -59,14 +64,40 @@ def choose_gemm(shape: tuple[int, int], *, dtype: torch.dtype, device: torch.dev
         f"{name} at {', '.join(at for _, at in group)} rows"
         for name, group in itertools.groupby(seen, key=lambda each: each[0])
     ]
-    return Gemm(
-        chosen, packs=True, reason=f"{shape[0]} x {shape[1]} on this CPU: {'; '.join(ranges)}"
-    )
+    where = f"{shape[0]} x {shape[1]} {name} on this CPU"
+    return Gemm(chosen, packs=True, reason=f"{where}: {'; '.join(ranges)}")
+
+
+def kernels_for(dtype: torch.dtype, device: torch.device) -> dict[str, Kernel]:
+    """By name, every kernel that multiplies such values there: torch's own, and oneDNN's for the
+    dtypes that it has instructions for.
+    """
+    kernels: dict[str, Kernel] = {"torch": F.linear}
+    if device.type == "cpu" and _has_onednn(dtype):
+        kernels["oneDNN"] = multiply_packed
+    return kernels
+
+
+def products_with(weight: torch.Tensor) -> dict[str, Product]:
+    """By name, every way to multiply by a plain (out, in) weight, the packed one among them."""
+    kernels = kernels_for(weight.dtype, weight.device)
+    products: dict[str, Product] = {
+        name: functools.partial(_multiply_by, kernel, weight) for name, kernel in kernels.items()
+    }
+    if "oneDNN" in kernels:
+        products["oneDNN, packed"] = functools.partial(
+            _multiply_by, multiply_packed, packed(weight)
+        )
+    return products
+
+
+def _multiply_by(kernel: Kernel, weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return kernel(rows, weight)
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:
-    """A float32 (out, in) weight in the layout that oneDNN computes from; `multiply_packed` alone can
-    read it. As many bytes as before.
+    """A float32 or bfloat16 (out, in) weight in the layout that oneDNN computes from;
+    `multiply_packed` alone can read it. As many bytes as before.
     """
     laid_out: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR_ROWS)  # noqa: SLF001  # no public name
     return laid_out
@@ -78,8 +109,20 @@ def multiply_packed(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return product
 
 
-def _has_onednn() -> bool:
-    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # noqa: SLF001  # the public name is untyped
+def multiply_to_float32(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """On a GPU: 16-bit (rows, in) by (out, in) of the same dtype to float32 (rows, out), whose sums
+    are not rounded to 16 bits.
+    """
+    return torch.mm(rows, weight.t(), out_dtype=torch.float32)
+
+
+def _has_onednn(dtype: torch.dtype) -> bool:
+    if not (torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")):  # noqa: SLF001  # the public name is untyped
+        return False
+    if dtype == torch.bfloat16:
+        supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001  # no public name
+        return supported
+    return dtype == torch.float32
 
 
 def _best_seconds(

@@ -24,14 +24,16 @@ class Head:
         self._resident = [part for part in self._matrix.slices if id(part) not in streamed]
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(rows, hidden) to (rows, vocabulary). Raises EngineError for tiles that cannot be read."""
-        logits = hidden.new_empty(len(hidden), self._matrix.shape[0])
+        """(rows, hidden) to float32 (rows, vocabulary). Raises EngineError for tiles that cannot be
+        read.
+        """
+        logits = hidden.new_empty(len(hidden), self._matrix.shape[0], dtype=torch.float32)
         for part in self._resident:
-            self._multiplier.multiply(hidden, part.stored, logits[:, part.first : part.last])
+            self._multiplier.logits(hidden, part.stored, logits[:, part.first : part.last])
         for unit in self._weights.head_units:
             self._weights.acquire(unit)
             for part in self._weights.slices_of(unit):
-                self._multiplier.multiply(hidden, part.stored, logits[:, part.first : part.last])
+                self._multiplier.logits(hidden, part.stored, logits[:, part.first : part.last])
             self._weights.release(unit)
         if self._bias is not None:
             logits += self._bias

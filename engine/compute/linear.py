@@ -11,7 +11,14 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from engine.compute.gemm import Gemm, choose_gemm, multiply_packed, packed
+from engine.compute.gemm import (
+    Gemm,
+    Kernel,
+    choose_gemm,
+    multiply_packed,
+    multiply_to_float32,
+    packed,
+)
 from engine.memory.matrix import Matrix, Stack, values_of
 from engine.planning.cost import TILE_BYTES
 
@@ -37,9 +44,10 @@ class Multiplier:
         if self._is_one_call(flat, weight):
             product = self._kernel(flat, weight.slices[0].stored)
         elif weight.transposed:
-            product = flat.new_zeros(len(flat), weight.shape[1])
+            summed = _sums(flat, weight.shape[1])
             for part in weight.slices:
-                self.add_transposed(flat[:, part.first : part.last], part.stored, product)
+                self.add_transposed(flat[:, part.first : part.last], part.stored, summed)
+            product = summed.to(flat.dtype)
         else:
             product = flat.new_empty(len(flat), weight.shape[0])
             for part in weight.slices:
@@ -58,8 +66,9 @@ class Multiplier:
     ) -> torch.Tensor:
         """(rows, in) by one stored matrix, (out, in) or (in, out) if `transposed`: (rows, out)."""
         if transposed:
-            found = rows.new_zeros(len(rows), stored.shape[1])
-            self.add_transposed(rows, stored, found)
+            summed = _sums(rows, stored.shape[1])
+            self.add_transposed(rows, stored, summed)
+            found = summed.to(rows.dtype)
         else:
             found = rows.new_empty(len(rows), stored.shape[0])
             self.multiply(rows, stored, found)
@@ -72,7 +81,11 @@ class Multiplier:
         if stored.is_mkldnn:
             product.copy_(multiply_packed(rows, stored))
             return
-        kernel = self.gemm.kernel(len(rows))
+        self._multiply(self.gemm.kernel(len(rows)), rows, stored, product)
+
+    def _multiply(
+        self, kernel: Kernel, rows: torch.Tensor, stored: torch.Tensor, product: torch.Tensor
+    ) -> None:
         rows = rows.contiguous()
         tile = self._tile_rows(stored, rows.dtype)
         for first in range(0, len(stored), tile):
@@ -81,16 +94,30 @@ class Multiplier:
             )
             product[:, first : first + tile] = kernel(rows, values)
 
+    def logits(self, rows: torch.Tensor, stored: torch.Tensor, product: torch.Tensor) -> None:
+        """As `multiply`, into a float32 `product` of which no value was rounded to 16 bits.
+
+        On a CPU a product of 16-bit values comes in 16 bits only, so it is one of float32 values.
+        """
+        if rows.device.type != "cpu" and rows.itemsize == 2:
+            self._multiply(multiply_to_float32, rows, stored, product)
+        else:
+            self.multiply(rows.float(), stored, product)
+
     def add_transposed(
         self, rows: torch.Tensor, stored: torch.Tensor, product: torch.Tensor
     ) -> None:
-        """Adds (rows, in) by stored (in, out) to `product` (rows, out)."""
+        """Adds (rows, in) by stored (in, out) to `product` (rows, out), of float32 at least."""
         tile = self._tile_rows(stored, rows.dtype)
         for first in range(0, len(stored), tile):
             values = values_of(
                 stored[first : first + tile], dtype=rows.dtype, scratch=self._scratch
             )
-            product.addmm_(rows[:, first : first + tile], values)
+            share = rows[:, first : first + tile]
+            if product.dtype == share.dtype:
+                product.addmm_(share, values)
+            else:
+                product += share @ values
 
     def _is_one_call(self, rows: torch.Tensor, weight: Matrix) -> bool:
         """Whether all of the matrix lies here, ready to be multiplied by."""
@@ -129,9 +156,17 @@ def attach_multiplier(model: nn.Module, *, dtype: torch.dtype, device: torch.dev
     return multiplier
 
 
+def _sums(rows: torch.Tensor, num_outputs: int) -> torch.Tensor:
+    """Zeros to add products of `rows` to: many of 16 bits would lose what is added last."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    return rows.new_zeros(len(rows), num_outputs, dtype=dtype)
+
+
 def _pack_what_stays(model: Any) -> None:
-    """One after the other, so that no more than one of them is there twice. Not the head: a tied one
-    is read row by row as well.
+    """In the dtype that it is computed in, unless that takes more bytes than are stored.
+
+    One after the other, so that no more than one of them is there twice. Not the head: a tied one is
+    read row by row as well.
     """
     head = model.get_output_embeddings()
     for module in model.modules():
@@ -139,8 +174,8 @@ def _pack_what_stays(model: Any) -> None:
         if module is head or not isinstance(weight, Matrix) or weight.transposed:
             continue
         for part in weight.slices:
-            if part.is_bound and part.stored.dtype == weight.dtype:
-                part.bind(packed(part.stored))
+            if part.is_bound and part.stored.itemsize >= weight.dtype.itemsize:
+                part.bind(packed(part.stored.to(weight.dtype)))
 
 
 def _choose(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Gemm:

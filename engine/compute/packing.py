@@ -51,9 +51,7 @@ class Packing:
     def view_plan(self, window: int | None, dtype: torch.dtype) -> AttentionPlan:
         """The same for every layer of one window, so made once."""
         if window not in self._view_plans:
-            self._view_plans[window] = plan_attention(
-                self.segments, window=window, num_slots=self.num_slots, dtype=dtype
-            )
+            self._view_plans[window] = plan_attention(self.segments, window=window, dtype=dtype)
         return self._view_plans[window]
 
     def gather_plan(self, window: int | None) -> tuple[Bucket, ...]:

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from engine.errors import EngineError
-from engine.memory.checksums import CHUNK_BYTES
 from engine.memory.manifest import Pack
 from engine.memory.matrix import Slice
-from engine.memory.pack import RangeChecker
 from engine.memory.placement import Piece
+from engine.memory.touched import TouchedChunks
 from engine.timeline import Timeline, Track
 
 _READ_THREADS: Final = 4
@@ -30,11 +29,10 @@ class RowReader:
 
     def __init__(self, pack: Pack, piece: Piece, timeline: Timeline) -> None:
         self.num_bytes = 0
-        self._pack = pack
         self._piece = piece
+        self._chunks = TouchedChunks(pack, piece.group, piece.tensor, timeline)
         self._timeline = timeline
         self._path = piece.group.path
-        self._checked: set[int] = set()  # chunks of CHUNK_BYTES
         self._file: int | None = os.open(self._path, os.O_RDONLY)
         os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
         self._pool = concurrent.futures.ThreadPoolExecutor(_READ_THREADS, "freight-rows")
@@ -54,38 +52,19 @@ class RowReader:
         return raw.view(piece.tensor.dtype).view(len(rows), *piece.tensor.shape[1:])
 
     def _read_some(self, rows: Sequence[int], view: memoryview, places: range) -> None:
+        assert self._file is not None, "a closed engine embeds nothing"
         size = self._piece.row_bytes
         for place in places:
-            self._read_into(view[place * size : (place + 1) * size], rows[place] * size)
-
-    def _read_into(self, target: memoryview, start: int) -> None:
-        """`start` counts from the matrix's first byte."""
-        assert self._file is not None, "a closed engine embeds nothing"
-        got = os.preadv(self._file, [target], self._piece.offset_bytes + start)
-        if got < len(target):
-            raise OSError(
-                f"{self._path} ended early: {len(target)} bytes wanted from byte {start} of "
-                f"{self._piece.tensor.name}, got {got}"
-            )
+            target = view[place * size : (place + 1) * size]
+            got = os.preadv(self._file, [target], self._piece.offset_bytes + rows[place] * size)
+            if got < size:
+                raise OSError(f"{self._path} ended early: {size} bytes of row {rows[place]} wanted")
 
     def _check(self, rows: Sequence[int]) -> None:
         size = self._piece.row_bytes
-        touched = {
-            chunk
-            for row in rows
-            for chunk in range(row * size // CHUNK_BYTES, ((row + 1) * size - 1) // CHUNK_BYTES + 1)
-        }
-        _finish(self._pool.submit(self._check_chunk, each) for each in touched - self._checked)
-        self._checked |= touched
-
-    def _check_chunk(self, chunk: int) -> None:
-        start = chunk * CHUNK_BYTES
-        num_bytes = min(CHUNK_BYTES, self._piece.num_bytes - start)
-        data = torch.empty(num_bytes, dtype=torch.uint8)
-        with self._timeline.span(Track.LOADING, "embedding rows, checked", num_bytes=num_bytes):
-            self._read_into(memoryview(data.numpy().data), start)
-        checker = RangeChecker(self._pack)
-        checker.check(self._piece.group, self._piece.tensor, start, data)
+        ranges = ((row * size, (row + 1) * size - 1) for row in rows)
+        touched = set().union(*(self._chunks.unchecked(first, last) for first, last in ranges))
+        _finish(self._pool.submit(self._chunks.check, chunk) for chunk in touched)
 
     def close(self) -> None:
         self._pool.shutdown()

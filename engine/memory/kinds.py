@@ -50,7 +50,8 @@ def kinds_of(model: Any, *, layer_prefix: str) -> dict[str, Kind]:
 
 def _looked_at(model: nn.Module) -> set[nn.Module]:
     """Modules whose weight their parent uses itself, past their forward: routers mostly."""
-    sources = {kind: _source(kind) for kind in {type(module) for module in model.modules()}}
+    kinds = {type(module) for module in model.modules()}
+    sources = {kind: _source(kind) for kind in kinds}  # type: ignore[arg-type]  # takes it for its instances
     return {
         child
         for module in model.modules()

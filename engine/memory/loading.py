@@ -1,5 +1,7 @@
 """Reads what stays in memory from a pack, checked as it comes. Knows no models and no schedule."""
 
+import contextlib
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -22,7 +24,12 @@ class Loader:
     def __init__(self, pack: Pack, timeline: Timeline) -> None:
         self._timeline = timeline
         self._checker = RangeChecker(pack)
-        self._readers = {path: DirectReader(path) for path in {g.path for g in pack.groups}}
+        self._readers: dict[Path, DirectReader] = {}
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            for path in {group.path for group in pack.groups}:
+                self._readers[path] = DirectReader(path)
+            undo.pop_all()
 
     def load_tensor(self, group: PackGroup, tensor: PackedTensor) -> torch.Tensor:
         """In plain host memory, in stored dtype."""

@@ -48,7 +48,7 @@ class Slice:
 
     @property
     def is_bound(self) -> bool:
-        return self._stored is not None
+        return self._stored is not None or self._fetch is not None
 
     def bind(self, stored: torch.Tensor) -> None:
         self._stored = stored

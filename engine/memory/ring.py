@@ -6,7 +6,6 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -31,20 +30,14 @@ class Slot:
         self.drained: torch.cuda.Event | None = _event(timing=False) if on_gpu else None
         self.copy: tuple[str, int, float] | None = None  # what is on its way: name, bytes, since
         self.fetched_s = 0.0  # what its last filling took
-
-
-class Filled(NamedTuple):
-    """A unit and the slot that holds it; all of it, or where `in_part` what is not fetched later."""
-
-    unit: int
-    slot: Slot
-    in_part: bool
+        self.num_tokens: int | None = None  # of the sweep that gave it back last
+        self.in_part = False  # whether it was then filled without stacks
 
 
 class SlotRing:
-    """`fill(filled)` runs on a thread of the ring for unit after unit, around and around, as slots
-    are given back; without `ahead` only when `take` asks. What it raises surfaces in `take`, now and
-    ever after. Close it.
+    """`fill(unit, slot)` runs on a thread of the ring for unit after unit, around and around, as
+    slots are given back; without `ahead` only when `take` asks. What it raises surfaces in `take`,
+    now and ever after. Close it.
     """
 
     def __init__(
@@ -52,25 +45,22 @@ class SlotRing:
         slots: Sequence[Slot],
         *,
         num_units: int,
-        fill: Callable[[Filled], None],
+        fill: Callable[[int, Slot], None],
         ahead: bool = True,
     ) -> None:
         self._wanted = None if ahead else threading.Semaphore(0)
         self._slots = slots
         self._num_units = num_units
         self._fill = fill
-        # For each free slot, whether the unit that comes to lie in it is filled in part.
-        self._free: queue.Queue[bool] = queue.Queue()
-        for _ in slots:
-            self._free.put(item=False)
-        self._filled: queue.Queue[Filled | BaseException] = queue.Queue()
+        self._free = threading.Semaphore(len(slots))
+        self._filled: queue.Queue[tuple[int, Slot] | BaseException] = queue.Queue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="freight-weights", daemon=True)
         if num_units:
             self._thread.start()
 
-    def take(self) -> Filled:
-        """The next unit in order, once its slot holds it. Raises what `fill` did."""
+    def take(self) -> tuple[int, Slot]:
+        """The next unit in order and the slot that holds it, once it does. Raises what `fill` did."""
         if self._wanted is not None:
             self._wanted.release()
         found = self._filled.get()
@@ -79,13 +69,13 @@ class SlotRing:
             raise found
         return found
 
-    def give_back(self, *, in_part: bool = False) -> None:
-        """The slot taken first of those not given back yet may be filled again, so or in part."""
-        self._free.put(in_part)
+    def give_back(self) -> None:
+        """The slot taken first of those not given back yet may be filled again."""
+        self._free.release()
 
     def close(self) -> None:
         self._stop.set()
-        self._free.put(item=False)
+        self._free.release()
         if self._wanted is not None:
             self._wanted.release()
         if self._thread.is_alive():
@@ -97,13 +87,13 @@ class SlotRing:
             for turn in itertools.count():
                 if self._wanted is not None:
                     self._wanted.acquire()
-                in_part = self._free.get()
+                self._free.acquire()
                 if self._stop.is_set():
                     return
+                unit = turn % self._num_units
                 slot = self._slots[turn % len(self._slots)]
-                filled = Filled(turn % self._num_units, slot, in_part)
-                self._fill(filled)
-                self._filled.put(filled)
+                self._fill(unit, slot)
+                self._filled.put((unit, slot))
         except BaseException as error:  # noqa: BLE001  # handed over: `take` raises it
             self._filled.put(error)
 

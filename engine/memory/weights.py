@@ -16,7 +16,7 @@ from engine.memory.chosen import ChosenExperts
 from engine.memory.loading import Loader
 from engine.memory.manifest import Pack
 from engine.memory.matrix import Slice, Whole
-from engine.memory.ring import Filled, Slot, SlotRing
+from engine.memory.ring import Slot, SlotRing
 from engine.memory.shapes import num_chosen_experts
 from engine.memory.tiers import HostArena, page_aligned, page_floor
 from engine.memory.units import Placement, Unit
@@ -86,7 +86,6 @@ class StreamedWeights:
             set()
         )  # units that were read before, in part or whole
         self._num_chosen = num_chosen_experts(model.config)
-        self._num_slots = policy.num_slots
         self._num_tokens: int | None = None  # of this sweep, once that is known
         self._visited = 0  # streamed units acquired in this sweep
         self._held: tuple[int, Slot] | None = None
@@ -120,7 +119,7 @@ class StreamedWeights:
         wanted = self._units[unit]
         if not wanted.targets:
             return
-        found, slot, in_part = self._take(wanted)
+        found, slot = self._take(wanted)
         assert self._order[found] == unit, f"units are visited in order: {unit} was asked"
         if slot.filled is not None:
             torch.cuda.current_stream(self._device).wait_event(slot.filled)
@@ -128,10 +127,10 @@ class StreamedWeights:
         self._held = unit, slot
         self.counters.fetched_s += slot.fetched_s
         for piece, target in zip(wanted.streamed.pieces, wanted.targets, strict=True):
-            if not in_part or piece not in wanted.stacks:
+            if not slot.in_part or piece not in wanted.stacks:
                 self.counters.streamed_bytes += piece.num_bytes
                 target.bind(wanted.streamed.view(piece, slot.bytes))
-        if in_part:
+        if slot.in_part:
             self._chosen.bind(wanted, slot, self._placement.hosted(wanted))
 
     def release(self, unit: int) -> None:
@@ -144,10 +143,9 @@ class StreamedWeights:
         if slot.drained is not None:
             slot.drained.record(torch.cuda.current_stream(self._device))
         self._held = None
-        self._chosen.clear()
-        coming = self._order[(self._visited - 1 + self._num_slots) % len(self._order)]
         self._visited %= len(self._order)
-        self._ring.give_back(in_part=self._comes_in_part(self._units[coming]))
+        slot.num_tokens = self._num_tokens
+        self._ring.give_back()
 
     def rewind(self) -> None:
         """After a sweep that broke off: let the rest of its units pass, so that the next sweep
@@ -166,19 +164,12 @@ class StreamedWeights:
             self._copy_stream.synchronize()  # its last copies write to slots that are freed next
         self._undo.close()
 
-    def _comes_in_part(self, unit: Unit) -> bool:
-        """Whether this sweep's tokens are sent to few of the unit's experts."""
-        if self._num_tokens is None or self._num_chosen is None or not unit.stacks:
-            return False
-        num_experts = min(stack.tensor.shape[0] for stack in unit.stacks)
-        return fetches_chosen(num_experts, self._num_chosen, self._num_tokens)
-
     def _count_expert(self, num_bytes: int, waited_s: float) -> None:
         self.counters.streamed_bytes += num_bytes
         self.counters.fetched_s += waited_s
         self.counters.waited_s += waited_s
 
-    def _take(self, unit: Unit) -> Filled:
+    def _take(self, unit: Unit) -> tuple[int, Slot]:
         started_s = time.perf_counter()
         try:
             return self._ring.take()
@@ -191,24 +182,30 @@ class StreamedWeights:
 
     # -- the fetching side -----------------------------------------------------------------
 
-    def _fill(self, filled: Filled) -> None:
+    def _fill(self, turn: int, slot: Slot) -> None:
         """From disk through the staging buffer, from host memory directly."""
-        turn, slot, in_part = filled
         unit = self._units[self._order[turn]]
+        slot.in_part = self._comes_in_part(unit, slot.num_tokens)
         started_s = time.perf_counter()
         if slot.copy is not None:
             self._finish_copy(slot)  # the staging buffer's last copy has left it
-        for part in unit.fetched_ahead(unit.on_disk, in_part=in_part):
+        for part in unit.fetched_ahead(unit.on_disk, in_part=slot.in_part):
             self._loader.read_part(part, unit.on_disk, slot.staging)
-            if (turn, in_part) not in self._checked:
+            if (turn, slot.in_part) not in self._checked:
                 self._loader.check(unit.on_disk, slot.staging, part=part)
-        self._checked.add((turn, in_part))
+        self._checked.add((turn, slot.in_part))
         if self._copy_stream is not None:
-            self._start_copy(unit, filled, self._copy_stream)
+            self._start_copy(unit, slot, self._copy_stream)
         slot.fetched_s = time.perf_counter() - started_s
 
-    def _start_copy(self, unit: Unit, filled: Filled, stream: torch.cuda.Stream) -> None:
-        _, slot, in_part = filled
+    def _comes_in_part(self, unit: Unit, num_tokens: int | None) -> bool:
+        """Whether so many tokens are sent to few of the unit's experts."""
+        if num_tokens is None or self._num_chosen is None or not unit.stacks:
+            return False
+        num_experts = min(stack.tensor.shape[0] for stack in unit.stacks)
+        return fetches_chosen(num_experts, self._num_chosen, num_tokens)
+
+    def _start_copy(self, unit: Unit, slot: Slot, stream: torch.cuda.Stream) -> None:
         assert slot.started is not None
         assert slot.filled is not None
         assert slot.drained is not None
@@ -220,7 +217,7 @@ class StreamedWeights:
             for span in (unit.hosted, unit.on_disk):
                 hosted = self._placement.hosted(unit)
                 home = slot.staging if span is unit.on_disk or hosted is None else hosted
-                for part in unit.fetched_ahead(span, in_part=in_part):
+                for part in unit.fetched_ahead(span, in_part=slot.in_part):
                     at = part.offset_bytes - first_page
                     target = slot.bytes[at : at + part.num_bytes]
                     start = part.offset_bytes - page_floor(span.offset_bytes)

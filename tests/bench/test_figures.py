@@ -10,8 +10,7 @@ from bench.workloads import WORKLOADS, Sizes
 
 _CEILINGS = Ceilings(
     disk_bytes_per_s=100.0,
-    flops_per_s=1_000.0,
-    bfloat16_flops_per_s=1_000.0,
+    flops_per_s={"float32": 1_000.0, "bfloat16": 2_000.0},
     layer_parameters=50,
     head_parameters=10,
 )
@@ -28,9 +27,11 @@ def _sizes(seed: int = 0) -> Sizes:
     )
 
 
-def _outcome(engine: str, ending: Ending, result: Result | None) -> Outcome:
+def _outcome(
+    engine: str, ending: Ending, result: Result | None, *, dtype: str = "float32"
+) -> Outcome:
     return Outcome(
-        leg=Leg(engine=engine, setting="", module="", options={}),
+        leg=Leg(engine=engine, setting=dtype, module="", options={"dtype": dtype}),
         ending=ending,
         results=() if result is None else (result,),
         peak_bytes=2**30,
@@ -66,7 +67,8 @@ def test_a_sweeps_floor_is_the_longer_of_reading_and_multiplying() -> None:
         {"prompt_tokens": 0, "decoded_tokens": 10, "sampled_rows": 10},  # 1.2 s of products
     ]
     detail = {"sweeps": sweeps, "streamed_bytes": 400}  # 2 s of reading in each
-    assert _CEILINGS.floor_s(detail) == pytest.approx(4.2 + 2.0)
+    assert _CEILINGS.floor_s(detail, "float32") == pytest.approx(4.2 + 2.0)
+    assert _CEILINGS.floor_s(detail, "bfloat16") == pytest.approx(2.1 + 2.0)
 
 
 def test_results_are_found_among_what_an_engine_prints() -> None:
@@ -81,7 +83,27 @@ def test_results_are_found_among_what_an_engine_prints() -> None:
 def test_freight_is_compared_with_each_engines_best() -> None:
     freight = _outcome(FREIGHT, Ending.DONE, _result(10, 100))
     slow = _outcome("peer", Ending.DONE, _result(50, 100))
-    assert "Freight is 5.00 times as fast as peer at its best." in _table(freight, slow)
+    text = _table(freight, slow)
+    assert "Freight, float32 is 5.00 times as fast as peer at its best." in text
+
+
+def test_each_dtype_of_freight_has_its_own_roofline_and_its_own_comparison() -> None:
+    sweeps = [{"prompt_tokens": 40, "decoded_tokens": 0, "sampled_rows": 10}]
+    detail: dict[str, object] = {"sweeps": sweeps, "streamed_bytes": 0}  # 4.2 s, or 2.1 s
+    text = _table(
+        _outcome(FREIGHT, Ending.DONE, _result(10, 100, detail)),
+        _outcome(FREIGHT, Ending.DONE, _result(5, 100, detail), dtype="bfloat16"),
+        _outcome("peer", Ending.DONE, _result(20, 100), dtype="bfloat16"),
+    )
+    lines = text.splitlines()
+    assert "10.00 (10.00-10.00) | 20.0 | 42% |" in lines[2]
+    assert "20.00 (20.00-20.00) | 40.0 | 42% |" in lines[3]
+    assert "5.00 (5.00-5.00) | 10.0 | 10% |" in lines[4]
+    assert lines[4].endswith("| 2.00 x | 4.00 x |")
+    assert "| roofline of the sweeps of Freight, float32 | 23.81 |" in text
+    assert "| roofline of the sweeps of Freight, bfloat16 | 47.62 |" in text
+    assert len({line.count("|") for line in lines[:7]}) == 1
+    assert "Freight, bfloat16 is 4.00 times as fast as peer at its best." in text
 
 
 def test_a_leg_cut_short_before_its_first_answer_gives_a_bound() -> None:

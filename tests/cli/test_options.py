@@ -14,12 +14,13 @@ from cli.main import app
 from cli.offline import Tally
 from cli.options import overridden
 from cli.result_files import ResultPaths
-from jobs.settings import Settings
+from jobs.settings import ComputeDtype, Settings
 
 _OPTIONS: dict[str, tuple[str, str, Any]] = {
     "--gpu-memory": ("2GiB", "gpu_memory_bytes", 2 * 2**30),
     "--host-memory": ("1.5GiB", "host_memory_bytes", 3 * 2**29),
     "--disk-space": ("100MB", "disk_space_bytes", 10**8),
+    "--compute-dtype": ("bfloat16", "compute_dtype", ComputeDtype.BFLOAT16),
     "--spill-dir": ("/big/disk", "spill_dir", Path("/big/disk")),
     "--trace": ("/tmp/trace.json", "trace_file", Path("/tmp/trace.json")),
 }
@@ -59,6 +60,7 @@ def test_an_option_goes_over_the_environment(
         "FREIGHT_HOST_MEMORY_BYTES": "2",
         "FREIGHT_DISK_SPACE_BYTES": "3",
         "FREIGHT_SPILL_DIR": "/small/disk",
+        "FREIGHT_COMPUTE_DTYPE": "float32",
         "FREIGHT_TRACE_FILE": "/tmp/other.json",
     }
     words = [word for option in given for word in (option, _OPTIONS[option][0])]

@@ -1,3 +1,5 @@
+import dataclasses
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -8,6 +10,7 @@ from torch import nn
 from engine.compute.attend import attend, plan_attention
 from engine.compute.attention import AttentionContext, attach, freight_attention
 from engine.compute.gather import attend_gathered, plan_gathering
+from engine.compute.lookup import suits_lookup
 from engine.compute.packing import Packing
 from engine.compute.routes import Here
 from engine.compute.segments import Head, Segment, Span
@@ -140,7 +143,7 @@ def attend_views(
     head: Head,
 ) -> torch.Tensor:
     """What lies behind a row's end is finite, as the cache sees to, and must count for nothing."""
-    plan = plan_attention(segments, window=head.window, num_slots=NUM_SLOTS, dtype=query.dtype)
+    plan = plan_attention(segments, window=head.window, dtype=query.dtype)
     keys, values = keys.nan_to_num(50.0), values.nan_to_num(1e6)
     return attend(query, keys, values, plan=plan, head=head)
 
@@ -157,20 +160,8 @@ def attend_copies(
     return attend_gathered(query, keys, values, plan=plan, head=head)
 
 
-def test_rows_of_like_length_are_paired_and_no_pair_reaches_beyond_the_pool() -> None:
-    segments = segments_of(PACKINGS["like_lengths"])
-    plan = plan_attention(segments, window=None, num_slots=NUM_SLOTS, dtype=torch.float32)
-    assert sorted(plan.order.tolist()) == [segment.start for segment in segments]
-    # The longest has no like; the last row of the pool is shorter than its like, and goes alone.
-    assert sorted(pair.num_rows for pair in plan.pairs) == [1, 2, 2, 2]
-    for pair in plan.pairs:
-        assert pair.slot + pair.stride_slots + pair.length <= NUM_SLOTS
-
-
 def test_a_shared_prefix_costs_one_call_however_many_share_it() -> None:
-    plan = plan_attention(
-        segments_of(SHARING["a_tree"]), window=None, num_slots=NUM_SLOTS, dtype=torch.float32
-    )
+    plan = plan_attention(segments_of(SHARING["a_tree"]), window=None, dtype=torch.float32)
     assert [(part.slot, part.length) for part in plan.shared] == [(0, 16), (16, 32), (48, 16)]
     found = [part.tokens.tolist() for part in plan.shared if isinstance(part.tokens, torch.Tensor)]
     assert found == [list(range(10)), [0, *range(2, 7)], [1]]
@@ -191,22 +182,91 @@ def test_attention_equals_the_formula_written_out(
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["plain", "softcap", "sinks"])
-@pytest.mark.parametrize("packing", SHARING.values(), ids=SHARING)
+@pytest.mark.parametrize("num_heads", [4, 12])
+@pytest.mark.parametrize("kind", ["plain", "window", "softcap", "sinks"])
+@pytest.mark.parametrize(
+    "packing", [*PACKINGS.values(), *SHARING.values()], ids=[*PACKINGS, *SHARING]
+)
 def test_in_16_bits_parts_are_weighted_by_sums_that_are_not_rounded(
-    packing: list[tuple[int, int, str]], kind: str
+    packing: list[tuple[int, int]], kind: str, num_heads: int
 ) -> None:
     segments = segments_of(packing)
-    query, keys, values = random_tensors(segments)
+    query, keys, values = random_tensors(segments, num_heads=num_heads)
     # Sums of some tens: in 16 bits they would be off by an eighth, and the weights by as much.
     tensors = [each.to(torch.bfloat16) for each in (query + 3, keys + 3, values)]
-    found = attend_views(*tensors, segments=segments, head=HEADS[kind])
-    expected = written_out(*tensors, segments=segments, head=HEADS[kind])
+    head = HEADS[kind]
+    if head.sinks is not None:
+        head = dataclasses.replace(head, sinks=torch.linspace(-1, 2, num_heads))
+    found = attend_views(*tensors, segments=segments, head=head)
+    expected = written_out(*tensors, segments=segments, head=head)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=4e-2)
 
 
-@pytest.mark.parametrize(("num_heads", "value_size"), [(2, SIZE), (6, SIZE), (4, 5), (8, 12)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(12))
+def test_decoding_rows_may_be_ragged_in_any_way_and_read_nothing_but_their_own(
+    dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(seed)
+    # Few of the rows' keys fit at once where they are copied, and threads are many or one.
+    monkeypatch.setattr("engine.compute.lookup._WIDENED_BYTES", draw.choice([1, 4096, 2**20]))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: seed % 5 + 1)
+    pasts = [draw.choice([0, 1, draw.randrange(60)]) for _ in range(draw.randint(1, 7))]
+    segments = segments_of([(1, past) for past in pasts])
+    num_heads = draw.choice([2, 4, 6])
+    head = Head(
+        scaling=0.3,
+        window=draw.choice([None, 1, 20]),
+        softcap=draw.choice([None, 2.0]),
+        sinks=draw.choice([None, torch.linspace(-1, 2, num_heads)]),
+    )
+    plan = plan_attention(segments, window=head.window, dtype=dtype)
+    for layer in range(2):
+        tensors = random_tensors(segments, num_heads=num_heads, value_size=draw.choice([5, SIZE]))
+        query, keys, values = (each.add(layer).to(dtype) for each in tensors)
+        found = attend(query, keys, values, plan=plan, head=head)
+        expected = written_out(query, keys, values, segments=segments, head=head)
+        rtol, atol = (1e-4, 1e-5) if dtype == torch.float32 else (2e-2, 2e-2)
+        torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "dtype", "is_looked_up"),
+    [
+        (16, torch.float32, True),
+        (18, torch.float32, False),
+        (8, torch.bfloat16, True),
+        (10, torch.bfloat16, False),
+    ],
+)
+def test_rows_are_looked_up_together_unless_many_heads_read_each_key(
+    num_heads: int, dtype: torch.dtype, *, is_looked_up: bool
+) -> None:
+    keys = torch.zeros(KV_HEADS, NUM_SLOTS, SIZE, dtype=dtype)
+    assert suits_lookup(num_heads, keys) is is_looked_up
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_threads_get_about_as_many_slots_each(
+    num_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    lengths = [90, 10, 80, 20, 70, 30]
+    plan = plan_attention(
+        segments_of([(1, length - 1) for length in lengths]), window=None, dtype=torch.float32
+    )
+    (lookup,) = plan.lookups(4, torch.zeros(KV_HEADS, NUM_SLOTS, SIZE))
+    order = lookup.tokens.tolist()
+    assert sorted(order) == list(range(6))
+    each = 6 // num_threads
+    shares = [sum(lengths[at] for at in order[i : i + each]) for i in range(0, 6, each)]
+    assert max(shares) - min(shares) <= max(lengths) - min(lengths)
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "value_size"), [(2, SIZE), (6, SIZE), (4, 5), (8, 12), (18, SIZE), (18, 12)]
+)
 @pytest.mark.parametrize("kind", ["plain", "softcap"])
 @pytest.mark.parametrize("attend_over", [attend_views, attend_copies])
 def test_any_number_of_query_heads_may_share_a_key_and_values_may_differ_in_size(

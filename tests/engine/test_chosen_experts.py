@@ -12,7 +12,9 @@ import transformers
 from engine.config import Budgets, Prompt, Sampling
 from engine.engine import Engine
 from engine.errors import EngineError
+from engine.memory.checksums import CHUNK_BYTES
 from engine.memory.chosen import ChosenExperts
+from engine.memory.manifest import open_pack
 from engine.memory.matrix import Stack
 from engine.memory.weights import StreamedWeights
 from engine.planning.routing import expected_experts, fetches_chosen
@@ -183,3 +185,24 @@ def test_an_expert_that_cannot_be_read_is_named_and_the_rows_can_go_on(
         found = {done.key: done.token_ids for done in engine.generate(prompts())}
     assert not faults
     assert found == expected
+
+
+def test_damage_is_found_in_the_first_expert_that_is_read_of_its_mebibyte(tmp_path: Path) -> None:
+    """Small experts share a mebibyte, which no single one of them fills."""
+    config = shrink(causal_types()["mixtral"], num_hidden_layers=4, **TYPES["mixtral"])
+    source = write_model(config, tmp_path / "model")
+    prompt = dataclasses.replace(prompts()[2], sampling=prompts()[1].sampling)
+    with open_engine(source, tmp_path) as engine:
+        list(engine.generate([prompt]))
+    [path] = tmp_path.glob("packs/*/weights.bin")
+    group = open_pack(path.parent).group("layers.3")  # its slot is filled after the sweep began
+    [stack] = [tensor for tensor in group.tensors if tensor.name.endswith("down_proj")]
+    assert stack.num_bytes < CHUNK_BYTES
+    with path.open("r+b") as file:
+        file.seek(group.offset_bytes + stack.offset_bytes)
+        file.write(b"\xff\xff\xff\xff")
+    with (
+        open_engine(source, tmp_path) as engine,
+        pytest.raises(EngineError, match=r"expert \d+ of layers\.3 .*down_proj.* written anew"),
+    ):
+        list(engine.generate([prompt]))

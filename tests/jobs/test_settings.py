@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import SettingsError
-from jobs.settings import Settings, parse_bytes
+from jobs.settings import ComputeDtype, Settings, parse_bytes
 
 
 def test_an_empty_environment_has_defaults_below_the_home_folder() -> None:
@@ -24,6 +24,7 @@ def test_variables_of_every_kind_are_read() -> None:
             "FREIGHT_MAX_FILE_BYTES": "1.5GiB",
             "FREIGHT_ACCUMULATION_WINDOW_S": "0.25",
             "FREIGHT_REDIS_URL": "",
+            "FREIGHT_COMPUTE_DTYPE": "bfloat16",
             "FREIGHT_DATABASE_URL": "postgresql://x",
             "PATH": "/bin",
         }
@@ -32,6 +33,7 @@ def test_variables_of_every_kind_are_read() -> None:
     assert settings.max_file_bytes == 3 * 2**29
     assert settings.accumulation_window_s == 0.25
     assert settings.redis_url is None
+    assert settings.compute_dtype is ComputeDtype.BFLOAT16
     assert settings.ledger_url == "postgresql://x"
 
 
@@ -42,6 +44,7 @@ def test_variables_of_every_kind_are_read() -> None:
         ("FREIGHT_MAX_FILE_BYTES", "12 parsecs"),
         ("FREIGHT_MAX_FILE_BYTES", "-1"),
         ("FREIGHT_PROT", "8000"),
+        ("FREIGHT_COMPUTE_DTYPE", "bf16"),
     ],
 )
 def test_a_wrong_variable_is_named(variable: str, value: str) -> None:
@@ -49,9 +52,19 @@ def test_a_wrong_variable_is_named(variable: str, value: str) -> None:
         Settings.from_environment({variable: value})
 
 
+def test_a_dtype_that_is_none_is_answered_with_those_there_are() -> None:
+    with pytest.raises(SettingsError, match="'bf16' is not one of float32, bfloat16, float16"):
+        Settings.from_environment({"FREIGHT_COMPUTE_DTYPE": "bf16"})
+
+
 def test_children_read_back_what_the_parent_had() -> None:
     settings = Settings(
-        state_dir=Path("/s"), redis_url="redis://h", gpu_memory_bytes=7, stall_s=1.5, spill_dir=None
+        state_dir=Path("/s"),
+        redis_url="redis://h",
+        gpu_memory_bytes=7,
+        stall_s=1.5,
+        spill_dir=None,
+        compute_dtype=ComputeDtype.FLOAT16,
     )
     assert Settings.from_environment(settings.to_environment()) == settings
 

@@ -1,4 +1,4 @@
-"""From settings to an engine: what they say about its trace and its call log is done."""
+"""From settings to an engine: what they say of its trace, call log and dtype is done."""
 
 import dataclasses
 import json
@@ -8,6 +8,7 @@ import pytest
 
 from engine.config import Prompt, Sampling
 from engine.engine import Engine
+from engine.errors import ComputeDtypeError
 from engine.planning.corrections import Corrections
 from engine.planning.policy import Split, Tier, needs_reload
 from engine.planning.records import read_record, write_record
@@ -16,7 +17,7 @@ from engine.profiling.measure import QUICK
 from engine.profiling.measurement import Measured
 from engine.sweep.report import Report
 from jobs.line_group import LineGroup, WaitingBatch
-from jobs.settings import Settings
+from jobs.settings import ComputeDtype, Settings
 from tests.support.profiles import MEASURED, hardware_here
 from tests.support.tiny_models import write_tiny_model
 from worker.load import load
@@ -179,3 +180,16 @@ def test_a_busy_period_is_set_beside_its_prediction_and_teaches_the_next_plan(
     again = Planning.open(settings)
     assert again.corrections.terms == factors
     assert again.hardware.layer_overhead_s == 6e-4 * factors["compute"].factor
+
+
+def test_what_it_computes_in_is_the_settings_own_or_refused(settings: Settings) -> None:
+    engine = _engine(load(dataclasses.replace(settings, compute_dtype=ComputeDtype.BFLOAT16)))
+    engine.submit(Prompt(key="a", token_ids=(5, 6), sampling=Sampling(max_tokens=1)))
+    engine.sweep()
+    report = engine.report()
+    engine.close()
+    assert engine.policy.compute_dtype == "bfloat16"
+    assert report.ceilings is not None
+    assert report.ceilings.gemm_flops_per_s > 0
+    with pytest.raises(ComputeDtypeError, match="float16 is computed in on a GPU only"):
+        load(dataclasses.replace(settings, compute_dtype=ComputeDtype.FLOAT16))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 
+from engine.compute.gemm import products_with
 from engine.errors import PackError
 from engine.memory.manifest import Pack
 from engine.memory.placement import split_groups
@@ -74,12 +74,11 @@ def _gemm_flops_per_s(  # noqa: PLR0917  # a cache takes one by one what it tell
     values = torch.randn(num_rows, num_inputs, dtype=dtype, device=device)
     weights = torch.randn(num_outputs, num_inputs, dtype=dtype, device=device)
     flops = 2 * num_rows * num_outputs * num_inputs
-    ways: list[Callable[[], object]] = [lambda: F.linear(values, weights)]
-    if device.type == "cpu" and dtype == torch.float32 and torch._C._has_mkldnn:  # noqa: SLF001
-        pointwise = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001  # the way that scales best
-        ways.append(lambda: pointwise(values, weights, None, "none", [], ""))
     with torch.inference_mode():
-        return flops / min(_best_s(way, device) for way in ways)
+        products = products_with(weights).values()
+        return flops / min(
+            _best_s(functools.partial(product, values), device) for product in products
+        )
 
 
 @functools.cache
