@@ -19,10 +19,14 @@ _MOST_LINES: Final = 2_000
 
 def waiting_of_file(path: Path, settings: Settings, renderer: Renderer) -> WaitingBatch:
     """Raises StartError for a file that could not run, or none of whose lines could."""
-    return waiting_of(open_batch(path, settings), renderer)
+    found = waiting_of(open_batch(path, settings), renderer)
+    if found is None:
+        raise StartError(f"{path}: none of its lines can run on this model")
+    return found
 
 
-def waiting_of(source: OfflineBatch, renderer: Renderer) -> WaitingBatch:
+def waiting_of(source: OfflineBatch, renderer: Renderer) -> WaitingBatch | None:
+    """None if no line can run."""
     every = -(-source.num_lines // _MOST_LINES)
     grouping, before = Grouping(), tuple[int, ...]()
     with source.path.open("rb") as stream:
@@ -46,7 +50,7 @@ def waiting_of(source: OfflineBatch, renderer: Renderer) -> WaitingBatch:
             before = prompt.token_ids
     groups = grouping.groups()
     if not groups:
-        raise StartError(f"{source.path}: none of its lines can run on this model")
+        return None
     return WaitingBatch(
         batch_id=source.batch.id, num_open=source.num_lines, groups=groups, outputs=()
     )
