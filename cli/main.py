@@ -10,6 +10,8 @@ import typer
 from cli.console import say
 from cli.demo import demo
 from cli.errors import StartError
+from cli.plan import plan
+from cli.profile import profile
 from cli.roles import healthy, intake, server, worker
 from cli.run import run
 from cli.serve import serve
@@ -18,7 +20,7 @@ from cli.supervisor import ERROR_PREFIX
 from engine.errors import EngineError
 from jobs.errors import FreightError, SettingsError
 
-_COMMANDS: Final = (serve, run, submit, demo, server, intake, worker, healthy)
+_COMMANDS: Final = (serve, run, submit, demo, profile, plan, server, intake, worker, healthy)
 # What would only fail again in the same way; the supervisor does not start such a child twice.
 _WRONG_FROM_THE_START: Final = (SettingsError, StartError, EngineError)
 

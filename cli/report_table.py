@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 
+from cli.amounts import amount
+
 if TYPE_CHECKING:  # slow to import
     from worker.model import EngineReport, ReportLine
 
-_STEPS: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _SHARES: Final = (
     ("hidden_io_share", "of weight I/O hidden behind compute"),
     ("hidden_compute_share", "of compute hidden behind I/O"),
@@ -31,7 +32,7 @@ def report_text(told: Mapping[str, Any]) -> str:
     """The sums in a sentence or two; `told` is the report's `as_dict`."""
     shares = [f"{told[name]:.0%} {what}" for name, what in _SHARES if name in told]
     peaks = [
-        f"{_amount(told[f'peak_{tier}_bytes'])}B {where}"
+        f"{amount(told[f'peak_{tier}_bytes'])}B {where}"
         for tier, where in (("gpu", "GPU memory"), ("cpu", "host memory"), ("disk", "disk"))
         if told.get(f"peak_{tier}_bytes")
     ]
@@ -53,20 +54,13 @@ def report_text(told: Mapping[str, Any]) -> str:
 def _cells(line: "ReportLine") -> tuple[str, ...]:
     unit = {"bytes": "B", "FLOP": "FLOP"}.get(line.unit, "")
 
-    def amount(value: float | None, per: str = "") -> str:
-        return f"{_amount(value)}{unit}{per}" if unit and value is not None else ""
+    def told(value: float | None, per: str = "") -> str:
+        return f"{amount(value)}{unit}{per}" if unit and value is not None else ""
 
     return (
-        amount(line.amount),
+        told(line.amount),
         f"{line.busy_s:.2f} s",
-        amount(line.per_s, "/s"),
-        amount(line.ceiling_per_s, "/s"),
+        told(line.per_s, "/s"),
+        told(line.ceiling_per_s, "/s"),
         "" if line.share is None else f"{line.share:.0%}",
     )
-
-
-def _amount(value: float) -> str:
-    for step, prefix in _STEPS:
-        if value >= step:
-            return f"{value / step:.1f} {prefix}"
-    return f"{value:.0f} "

@@ -68,7 +68,8 @@ def run(
 
 
 def answer_file(source: Path, paths: ResultPaths, settings: Settings, *, resume: bool) -> "Tally":
-    from cli.offline import OfflineRun, open_batch  # noqa: PLC0415 (see above)
+    from cli.file_workload import waiting_of  # noqa: PLC0415 (see above)
+    from cli.offline import OfflineRun, open_batch  # noqa: PLC0415
     from worker.model import (  # noqa: PLC0415
         load_engine,
         load_renderer,
@@ -81,7 +82,9 @@ def answer_file(source: Path, paths: ResultPaths, settings: Settings, *, resume:
         say(f"loading {settings.model}")
         max_context_tokens = served_model(settings).max_context_tokens
         renderer = load_renderer(settings, load_tokenizer, max_context_tokens=max_context_tokens)
-        with contextlib.closing(load_engine(settings)) as engine:
+        waiting = waiting_of(batch, renderer)
+        loaded = load_engine(settings, [waiting] if waiting else [])
+        with contextlib.closing(loaded.engine) as engine:
             offline = OfflineRun(batch, engine=engine, renderer=renderer, files=files)
             _go_with_progress(offline, batch)
             _show_report(engine.report())

@@ -19,6 +19,7 @@ from engine.compute.skeleton import build_skeleton
 from engine.config import Budgets, Completion, Prompt
 from engine.context import max_context_tokens
 from engine.errors import (
+    BudgetError,
     ComputeDtypeError,
     EngineError,
     GrammarError,
@@ -33,7 +34,7 @@ from engine.memory.pack_plan import plan_pack
 from engine.memory.shapes import model_shape, model_work
 from engine.planning.cost import check_budgets
 from engine.planning.flops import Work
-from engine.planning.policy import Policy
+from engine.planning.policy import Policy, needs_reload
 from engine.planning.shape import ModelShape
 from engine.sweep.assembly import Assembly, assemble
 from engine.sweep.call_log import CallLog
@@ -48,6 +49,15 @@ Progress = Callable[[int, int], None]
 PolicyMaker = Callable[[ModelShape, Budgets], Policy]
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """What an engine's policies are decided on. In `budgets` disk that is read in place is room."""
+
+    shape: ModelShape
+    work: Work
+    budgets: Budgets
+
+
 class Engine:
     """Carries a block of rows over one model. Not thread-safe. Close it.
 
@@ -59,6 +69,7 @@ class Engine:
         checkpoint: Checkpoint,
         *,
         policy: Policy,
+        basis: Basis,
         tokenizer: Tokenizer,
         assembly: Assembly,
         fingerprint: str,
@@ -70,6 +81,7 @@ class Engine:
         """
         self.fingerprint = fingerprint
         self.policy = policy
+        self.basis = basis
         self.tokenizer = tokenizer
         self.max_context_tokens = min(
             max_context_tokens(checkpoint.config), assembly.max_row_tokens
@@ -81,6 +93,7 @@ class Engine:
             tokenizer, vocab_size=self._vocab_size, eos_token_ids=sorted(self._eos_token_ids)
         )
         self._block = assembly.block
+        self._micro_batches = assembly.micro_batches
         self._executor = assembly.executor
         self._weights = assembly.weights
         self._recorder = recorder
@@ -183,8 +196,11 @@ class Engine:
             model,
             pack=pack,
             policy=chosen,
-            work=model_work(plan.groups, opened.config, dtype=dtype),
-            spill_dir=budgets.spill_dir,
+            basis=Basis(
+                shape=shape,
+                work=model_work(plan.groups, opened.config, dtype=dtype),
+                budgets=roomy,
+            ),
             timeline=timeline,
             call_log=call_log,
         )
@@ -197,8 +213,7 @@ class Engine:
         *,
         pack: Pack,
         policy: Policy,
-        work: Work,
-        spill_dir: Path,
+        basis: Basis,
         timeline: Timeline,
         call_log: Path | None,
     ) -> Self:
@@ -208,7 +223,7 @@ class Engine:
             recorder = Recorder(
                 policy_reason=policy.reason,
                 ceilings=ceilings,
-                spill_dir=spill_dir,
+                spill_dir=basis.budgets.spill_dir,
                 timeline=timeline,
                 call_log=undo.enter_context(contextlib.closing(CallLog(call_log))),
             )
@@ -217,9 +232,9 @@ class Engine:
                 opened.config,
                 pack=pack,
                 policy=policy,
-                work=work,
+                work=basis.work,
                 eos_token_ids=_eos_token_ids(opened, tokenizer),
-                spill_dir=spill_dir,
+                spill_dir=basis.budgets.spill_dir,
                 timeline=timeline,
                 recorder=recorder,
                 undo=undo,
@@ -227,6 +242,7 @@ class Engine:
             return cls(
                 opened,
                 policy=policy,
+                basis=basis,
                 tokenizer=tokenizer,
                 assembly=assembly,
                 fingerprint=_fingerprint(opened, pack, policy),
@@ -241,6 +257,18 @@ class Engine:
     @property
     def num_rows(self) -> int:
         return self._block.num_rows
+
+    def adopt(self, policy: Policy) -> None:
+        """Go on under a policy of other block rows, sweep tokens, micro-batch tokens, fetch tokens or
+        reason; rows of the block stay. Raises BudgetError where it does not fit, or where anything
+        else differs: that takes another engine.
+        """
+        if fixed := needs_reload(self.policy, policy):
+            raise BudgetError(f"an engine that is loaded cannot change its {', '.join(fixed)}")
+        check_budgets(self.basis.shape, policy, self.basis.budgets)
+        self.policy = self._micro_batches.policy = policy
+        self._block.max_rows = policy.block_rows
+        self._recorder.policy_adopted(policy.reason)
 
     def check(self, prompt: Prompt) -> None:
         """Raises PromptError if the prompt cannot run, alone in an empty block."""

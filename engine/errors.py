@@ -9,6 +9,7 @@ EngineError
 ├── WorkloadError          no rows are like those described
 ├── PromptError            one prompt cannot run (the row fails, the block goes on)
 ├── PackError              a packed weight file does not hold what its manifest says
+├── RecordError            a policy's or a profile's JSON file does not hold one: which field
 ├── TokenizerError         text was given, and the checkpoint has no tokenizer for it
 ├── ChatTemplateError      there is no chat template, or it refuses the messages
 └── GrammarError           a grammar cannot be honoured, and why
@@ -54,6 +55,10 @@ class PromptError(EngineError):
 
 class PackError(EngineError):
     """A packed weight file is damaged."""
+
+
+class RecordError(EngineError):
+    """A file of the planner's values cannot be read, or holds something else."""
 
 
 class TokenizerError(EngineError):

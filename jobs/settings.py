@@ -87,6 +87,10 @@ class Settings:
     host_memory_bytes: int | None = None
     disk_space_bytes: int | None = None
     spill_dir: Path | None = None
+    profile: Path | None = None
+    """A file that `freight profile --out` wrote. None: this machine's own, measured if need be."""
+    policy: Path | None = None
+    """A policy that `freight plan --json` wrote, to be carried out as it is. None: planned."""
     compute_dtype: ComputeDtype | None = None
     """None: float32 on a CPU, the checkpoint's own on a GPU."""
     block_rows: int | None = None
@@ -114,6 +118,16 @@ class Settings:
     def weights_dir(self) -> Path:
         """Where packed weights and other spilled bytes lie."""
         return self.spill_dir or self.state_dir / "spill"
+
+    @property
+    def profile_file(self) -> Path:
+        """What this machine was measured to be."""
+        return self.state_dir / "profile.json"
+
+    @property
+    def corrections_file(self) -> Path:
+        """What runs have taught about the profile."""
+        return self.state_dir / "corrections.json"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":

@@ -71,7 +71,7 @@ class Accumulator:
         self._ledger = ledger
         self._store = store
         self._renderer = renderer
-        self._model_id = model_id
+        self.model_id = model_id
         self._shards: dict[ShardKey, HeldShard] = {}
         self._shard_of: dict[LinePlace, HeldShard] = {}
         self._answerer = Answerer(renderer.tokenizer, fingerprint=engine.fingerprint)
@@ -94,7 +94,7 @@ class Accumulator:
         batch_id, index = key
         batch = self._batch(batch_id)
         shard = HeldShard(batch=batch, index=index, pending={})
-        if batch.model != self._model_id or batch_id not in self._running([batch]):
+        if batch.model != self.model_id or batch_id not in self._running([batch]):
             self._shards[key] = dataclasses.replace(shard, is_given_up=True)
             return 0
         with self._store.read(batch.input_blob) as stream:

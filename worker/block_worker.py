@@ -3,8 +3,10 @@
 Knows the queue's side of a shard; what is in it is the accumulator's affair.
 """
 
+import math
 import time
 import traceback
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -15,19 +17,21 @@ from rq.job import Job
 from rq.worker import WorkerStatus
 
 from jobs.errors import RequestError
+from jobs.line_group import WaitingBatch
 from jobs.queue import BLOCK_QUEUE, SHARD_TASK, Doorbell
 from jobs.settings import Settings
 from worker.accumulator import Accumulator, ShardKey
 from worker.deaths import Deaths, Suspicion
 from worker.feed import Feeder
 from worker.leased_worker import Claim, LeasedWorker
-from worker.model import Engine
+from worker.model import Engine, Replanner
 from worker.run_report import RunReport
 from worker.trials import EngineBrokenError
 
 log: Final = structlog.get_logger(__name__)
 _POLL_S: Final = 0.02
 _CLAIM_AHEAD: Final = 2  # blocks of rows held, so that a refill never waits for the queue
+_REPLAN_S: Final = 60.0  # within a busy period
 _NUM_FAILURES: Final = "engine_failures"
 
 
@@ -47,27 +51,38 @@ class BlockWorker(LeasedWorker):
         doorbell: Doorbell,
         feeder: Feeder,
         run_report: RunReport,
+        replanner: Replanner | None,
+        waiting: Callable[[], list[WaitingBatch]],
     ) -> None:
+        """`waiting` tells what is open, of this worker's model."""
         super().__init__(
             BLOCK_QUEUE, connection=connection, lease_s=settings.lease_s, stall_s=settings.stall_s
         )
         self._window_s = settings.accumulation_window_s
         self._shard_lines = settings.shard_lines
+        self._least_ahead = settings.shards_ahead
         self._engine = engine
         self._accumulator = accumulator
         self._doorbell = doorbell
         self._feeder = feeder
         self._run_report = run_report
+        self._replanner = replanner
+        self._waiting = waiting
+        self._planned_at = -math.inf
+        self.wants_load = False  # the engine had better be loaded anew: nothing more comes in
         self._reported = engine.report()  # what earlier busy periods told
         self._deaths = Deaths(connection)
         self._claims: dict[ShardKey, Claim] = {}
+        self._feed_a_block()
         self._is_apart = False  # a suspect shard runs, or waits for the rest: nothing else comes in
         self._stopped_jobs: set[str] = set()
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Carry this shard, and all that can be claimed beside it, until none is held."""
         self._is_apart = False
+        self._planned_at = -math.inf
         try:
+            self._replan()
             with self.despite_lost_redis():
                 self._take(job)
             self._gather()
@@ -75,19 +90,40 @@ class BlockWorker(LeasedWorker):
                 self._drop_ended()
                 self._sweep()
                 self._finish_done()
+                self._replan()
                 self._refill()
         except Exception as error:  # noqa: BLE001 - engine or ledger: this process cannot go on
             self._note_failure(error)
         finally:
             self._give_back()
             self._close_report()
+            self._stop_requested = self._stop_requested or self.wants_load
         with self.despite_lost_redis():
             self.set_state(WorkerStatus.IDLE)
 
     def _close_report(self) -> None:
         report = self._engine.report()
-        self._run_report.close(report.since(self._reported))
+        period = report.since(self._reported)
+        prediction = self._replanner.settle(period) if self._replanner else None
+        self._run_report.close(period, prediction)
         self._reported = report
+
+    def _replan(self) -> None:
+        """At a busy period's beginning and now and then in it. While the engine waits to be loaded
+        anew, what it holds is brought to its end.
+        """
+        if self._replanner is None or self.wants_load:
+            return
+        if time.monotonic() - self._planned_at < _REPLAN_S:
+            return
+        self.wants_load = self._replanner.consider(self._waiting())
+        self._planned_at = time.monotonic()
+        self._feed_a_block()
+
+    def _feed_a_block(self) -> None:
+        """One batch alone must be able to fill the block and what is claimed beside it."""
+        shards = math.ceil(_CLAIM_AHEAD * self._engine.block_rows / self._shard_lines)
+        self._feeder.ahead = max(self._least_ahead, shards)
 
     def request_stop_execution(self, execution_id: str) -> None:
         """An operator stops one shard; called from RQ's listening thread."""
@@ -99,7 +135,7 @@ class BlockWorker(LeasedWorker):
         """Wait for a full block, but for no longer than the window after the first line."""
         deadline = time.monotonic() + self._window_s
         while self._accumulator.num_rows < self._engine.block_rows:
-            if self._is_apart or self._stop_requested or time.monotonic() >= deadline:
+            if self._is_closed or self._stop_requested or time.monotonic() >= deadline:
                 return
             if not self._take_next():
                 time.sleep(_POLL_S)
@@ -122,7 +158,7 @@ class BlockWorker(LeasedWorker):
 
     def _take_next(self) -> bool:
         """Claim one more shard; whether there was one."""
-        if self._is_apart:
+        if self._is_closed:
             return False
         with self.despite_lost_redis():
             job = self.next_job()
@@ -134,9 +170,17 @@ class BlockWorker(LeasedWorker):
                 return True
         return False
 
+    @property
+    def _is_closed(self) -> bool:
+        """Whether nothing comes in beside what is held."""
+        return self._is_apart or self.wants_load
+
     def _take(self, job: Job) -> None:
         suspicion = self._deaths.suspicion(job.id)
         claim = self.claim(job)
+        if self.wants_load:
+            self.give_back(claim)
+            return
         try:
             key = _shard_key(job, self.start(claim))
             held = self._claims.get(key)

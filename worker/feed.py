@@ -8,16 +8,16 @@ from jobs.queue import Doorbell
 
 
 class Feeder:
-    """`ahead` shards of a batch at most are queued or held at once."""
+    """`ahead` shards of a batch at most are queued or held at once; it may be changed."""
 
     def __init__(self, ledger: Ledger, doorbell: Doorbell, *, ahead: int) -> None:
         self._ledger = ledger
         self._doorbell = doorbell
-        self._ahead = ahead
+        self.ahead = ahead
 
     def feed(self, batch_id: str) -> None:
         # Marked first: a doorbell that is lost between the two lines is rung by reconcile.
-        for shard_index in self._ledger.lines.queue_shards(batch_id, ahead=self._ahead):
+        for shard_index in self._ledger.lines.queue_shards(batch_id, ahead=self.ahead):
             self._doorbell.shard(batch_id, shard_index)
 
     def feed_all(self) -> None:

@@ -1,52 +1,67 @@
 """From settings to an engine with its weights in place: the one module here that costs torch."""
 
 import functools
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
+from engine.config import Budgets
 from engine.engine import Engine
+from engine.foresight import foresee
 from engine.memory.measure import measure_budgets
 from engine.memory.pack_plan import PackPlan
-from engine.planning.planners import PLANNERS
-from engine.planning.planners.base import Wishes
+from engine.planning.policy import Policy
+from engine.planning.shape import ModelShape
 from engine.sweep.trace import ChromeTrace
 from engine.timeline import Timeline
+from jobs.line_group import WaitingBatch
 from jobs.settings import Settings
-from worker.model import resolve_model
+from worker.model import Loaded, resolve_model
+from worker.planning import Decision, Planning
+from worker.queue_shape import QueueShape
+from worker.replanner import Replanner, told
 
 
-def load(settings: Settings) -> Engine:
-    """Raises EngineError, or SettingsError for a model that is not there."""
+def load(settings: Settings, waiting: Sequence[WaitingBatch] = ()) -> Loaded:
+    """An engine for what waits. Raises EngineError, or SettingsError for a model that is not there."""
     log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-    wishes = Wishes(block_rows=settings.block_rows, sweep_tokens=settings.sweep_tokens)
+    source = resolve_model(settings)
+    planning = Planning.open(settings)
+    queue = QueueShape.of(waiting)
+    made: list[Decision] = []
+
+    def decide(shape: ModelShape, budgets: Budgets) -> Policy:
+        seen = foresee(source, on_gpu=budgets.gpu_bytes > 0, compute_dtype=settings.compute_dtype)
+        made.append(planning.decide(shape, seen.work, budgets, queue))
+        return made[-1].policy
+
+    started_s = time.monotonic()
     engine = Engine.load(
-        resolve_model(settings),
+        source,
         budgets=measure_budgets(
             gpu_bytes=settings.gpu_memory_bytes,
             host_bytes=settings.host_memory_bytes,
             disk_bytes=settings.disk_space_bytes,
             spill_dir=settings.weights_dir,
         ),
-        policy=functools.partial(PLANNERS["fixed"], wishes=wishes),
+        policy=decide,
         compute_dtype=settings.compute_dtype,
         progress=_PackingNews(log, settings.weights_dir),
         timeline=Timeline(sink=ChromeTrace(settings.trace_file) if settings.trace_file else None),
         call_log=settings.call_log,
         announce=functools.partial(_state_cost, log),
     )
-    policy = engine.policy
-    log.info(
-        "policy",
-        reason=policy.reason,
-        compute=str(policy.compute),
-        compute_dtype=policy.compute_dtype,
-        block_rows=policy.block_rows,
-        sweep_tokens=policy.sweep_tokens,
-        kv_bytes=policy.kv.total_bytes,
-        streamed_bytes=policy.streamed_bytes,
+    log.info("policy", **told(made[-1]))
+    replanner = Replanner(
+        engine,
+        planning,
+        decision=made[-1],
+        queue=queue,
+        load_s=time.monotonic() - started_s,
     )
-    return engine
+    return Loaded(engine=engine, replanner=replanner)
 
 
 def _state_cost(log: structlog.stdlib.BoundLogger, plan: PackPlan) -> None:

@@ -1,10 +1,9 @@
 """Starting the two roles: handles opened, model known, then one RQ worker on one queue."""
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from redis import Redis
@@ -21,7 +20,7 @@ from worker.block_worker import BlockWorker
 from worker.context import IntakeContext, open_store, provide_context
 from worker.feed import Feeder
 from worker.leased_worker import LeasedWorker
-from worker.model import Engine, LoadEngine, LoadTokenizer
+from worker.model import Loaded, LoadEngine, LoadTokenizer
 from worker.reconcile import Reconciler, delete_stale_snapshots, reconcile
 from worker.run_report import RunReport
 
@@ -30,6 +29,7 @@ log: Final = structlog.get_logger(__name__)
 _MAX_WAIT_S: Final = 5.0
 _CONNECT_TIMEOUT_S: Final = 5.0
 _INTAKE_STALL_S: Final = 3_600.0  # one task is one step, however long its file
+_Worker = TypeVar("_Worker", bound=LeasedWorker)
 
 
 def run_intake(settings: Settings, *, load_tokenizer: LoadTokenizer = model.load_tokenizer) -> None:
@@ -74,24 +74,25 @@ def run_worker(
     """
     with contextlib.closing(Ledger.open(settings.ledger_url)) as ledger:
         connection = connect(settings)
-        # Before anything is claimed: loading takes longer than a lease.
-        with contextlib.closing(load_engine(settings)) as engine:
-            renderer = model.load_renderer(
-                settings, load_tokenizer, max_context_tokens=engine.max_context_tokens
-            )
-            accumulator = Accumulator(
-                engine=engine,
-                ledger=ledger,
-                store=open_store(settings),
-                renderer=renderer,
-                model_id=model.served_model(settings).id,
-            )
-            _serve(
-                connection,
-                lambda: _block_worker(
-                    settings, connection, ledger=ledger, engine=engine, accumulator=accumulator
-                ),
-            )
+        model_id = model.served_model(settings).id
+        is_to_load = True
+        while is_to_load:
+            # Before anything is claimed: loading takes longer than a lease.
+            loaded = load_engine(settings, ledger.groups.waiting(model_id))
+            with contextlib.closing(loaded.engine) as engine:
+                renderer = model.load_renderer(
+                    settings, load_tokenizer, max_context_tokens=engine.max_context_tokens
+                )
+                accumulator = Accumulator(
+                    engine=engine,
+                    ledger=ledger,
+                    store=open_store(settings),
+                    renderer=renderer,
+                    model_id=model_id,
+                )
+                is_to_load = _sweep_blocks(
+                    settings, connection, ledger=ledger, loaded=loaded, accumulator=accumulator
+                )
 
 
 def connect(settings: Settings) -> Redis:
@@ -103,15 +104,21 @@ def connect(settings: Settings) -> Redis:
 
 def _serve(connection: Redis, make_worker: Callable[[], LeasedWorker]) -> None:
     """Run workers one after another: a new one whenever Redis was lost and is back."""
+    while _run_one(connection, make_worker) is not None:
+        continue
+
+
+def _run_one(connection: Redis, make_worker: Callable[[], _Worker]) -> _Worker | None:
+    """The worker, after it has ended by itself; None after a signal. Raises SystemExit."""
     with contextlib.suppress(StopRequested):  # a signal while nothing runs
-        while True:
-            _wait_for(connection)
-            worker = make_worker()
-            stopped = worker.run()
-            if worker.failure is not None:
-                raise SystemExit(f"freight: {worker.failure}")
-            if stopped:
-                return
+        _wait_for(connection)
+        worker = make_worker()
+        stopped = worker.run()
+        if worker.failure is not None:
+            raise SystemExit(f"freight: {worker.failure}")
+        if not stopped:
+            return worker
+    return None
 
 
 def _wait_for(connection: Redis) -> None:
@@ -133,25 +140,46 @@ def _intake_worker(settings: Settings, connection: Redis) -> LeasedWorker:
     )
 
 
+def _sweep_blocks(
+    settings: Settings,
+    connection: Redis,
+    *,
+    ledger: Ledger,
+    loaded: Loaded,
+    accumulator: Accumulator,
+) -> bool:
+    """Until told to stop; whether the engine is to be loaded anew instead."""
+    while True:
+        worker = _run_one(
+            connection,
+            lambda: _block_worker(
+                settings, connection, ledger=ledger, loaded=loaded, accumulator=accumulator
+            ),
+        )
+        if worker is None or worker.wants_load:
+            return worker is not None
+
+
 def _block_worker(
     settings: Settings,
     connection: Redis,
     *,
     ledger: Ledger,
-    engine: Engine,
+    loaded: Loaded,
     accumulator: Accumulator,
 ) -> BlockWorker:
     doorbell = Doorbell(connection)
-    # One batch alone must be able to fill the block and what is claimed beside it.
-    ahead = max(settings.shards_ahead, math.ceil(2 * engine.block_rows / settings.shard_lines))
+    model_id = accumulator.model_id
     return BlockWorker(
         settings,
         connection=connection,
-        engine=engine,
+        engine=loaded.engine,
         accumulator=accumulator,
         doorbell=doorbell,
-        feeder=Feeder(ledger, doorbell, ahead=ahead),
+        feeder=Feeder(ledger, doorbell, ahead=settings.shards_ahead),
         run_report=RunReport(settings.state_dir / "reports"),
+        replanner=loaded.replanner,
+        waiting=lambda: ledger.groups.waiting(model_id),
     )
 
 

@@ -3,15 +3,17 @@
 The intake process must not pay for the engine, so both are imported only when asked for.
 """
 
+import dataclasses
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from engine.config import Completion, Prompt
 from jobs.errors import SettingsError
 from jobs.ledger.ledger import Model
+from jobs.line_group import WaitingBatch
 from jobs.settings import Settings
 from worker.context_length import max_context_tokens
 from worker.render import Renderer, TextTokenizer
@@ -61,7 +63,22 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-LoadEngine = Callable[[Settings], Engine]
+class Replanner(Protocol):
+    """What the worker needs of `worker.replanner.Replanner`."""
+
+    def consider(self, waiting: Sequence[WaitingBatch]) -> bool: ...
+    def settle(self, report: Any) -> Mapping[str, Any] | None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """An engine ready to sweep, and who holds it to the plan; None: nobody plans."""
+
+    engine: Engine
+    replanner: Replanner | None = None
+
+
+LoadEngine = Callable[[Settings, Sequence[WaitingBatch]], Loaded]
 LoadTokenizer = Callable[[Path], TextTokenizer]
 
 
@@ -98,7 +115,7 @@ def load_renderer(settings: Settings, load: LoadTokenizer, *, max_context_tokens
     return Renderer(tokenizer=load(resolve_model(settings)), max_context_tokens=max_context_tokens)
 
 
-def load_engine(settings: Settings) -> Engine:
-    """The engine with its weights in place, ready to sweep. Raises EngineError, SettingsError."""
-    engine: Engine = importlib.import_module("worker.load").load(settings)
-    return engine
+def load_engine(settings: Settings, waiting: Sequence[WaitingBatch]) -> Loaded:
+    """With its weights in place, as is best for what waits. Raises EngineError, SettingsError."""
+    loaded: Loaded = importlib.import_module("worker.load").load(settings, waiting)
+    return loaded

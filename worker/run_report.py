@@ -41,9 +41,11 @@ class RunReport:
         elif len(self._blocks) < _MAX_BLOCKS:
             self._blocks.append(_Carried(num_sweeps=1, rows=dict(rows_by_batch)))
 
-    def close(self, engine_report: EngineReport) -> None:
+    def close(
+        self, engine_report: EngineReport, prediction: Mapping[str, Any] | None = None
+    ) -> None:
         """Log and write the period, which `engine_report` is of, and begin the next. A period without
-        a sweep leaves nothing.
+        a sweep leaves nothing. `prediction` is it beside what was measured.
         """
         if self._num_sweeps:
             ended_at = _now()
@@ -56,6 +58,8 @@ class RunReport:
                 "blocks": [dataclasses.asdict(block) for block in self._blocks],
                 "engine": engine_report.as_dict(),
             }
+            if prediction is not None:
+                report["prediction"] = dict(prediction)
             log.info("busy period", **report)
             for line in engine_report.lines():
                 log.info("achieved", **_told(line))

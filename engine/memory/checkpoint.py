@@ -67,8 +67,7 @@ def find_gguf(source: Path) -> Path | None:
 
 def _open_folder(source: Path) -> Checkpoint:
     files = safetensors.weight_files(source)
-    config = _read_config(source)
-    require_supported(config)
+    config = read_config(source)
     generation_config = None
     if (source / "generation_config.json").is_file():
         generation_config = transformers.GenerationConfig.from_pretrained(
@@ -115,7 +114,10 @@ def _checkpoint(
     )
 
 
-def _read_config(source: Path) -> Any:
+def read_config(source: Path) -> Any:
+    """The library's config of a folder, weights there or not. Raises CheckpointError,
+    UnsupportedModelError.
+    """
     path = source / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{source} holds no config.json")
@@ -129,7 +131,9 @@ def _read_config(source: Path) -> Any:
             f"model type {model_type!r} (architectures {fields.get('architectures')}) is unknown "
             f"to transformers {transformers.__version__}"
         )
-    return transformers.AutoConfig.from_pretrained(source, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
+    require_supported(config)
+    return config
 
 
 def _identity(source: Path, files: tuple[Path, ...]) -> str:

@@ -1,5 +1,6 @@
 """Peak bytes of each tier, as small named terms, and whether they fit the budgets."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Final
 
@@ -30,6 +31,9 @@ SAMPLING_BYTES: Final = 32 * 2**20
 _SCRATCH_BYTES: Final = 4 * TILE_BYTES  # a tile, its copy inside the kernel, two products
 _RUNTIME_BYTES: Final = 48 * 2**20  # the model's modules, threads, allocators' slack
 _TOKENIZER_BYTES_PER_TOKEN: Final = 512  # of a vocabulary
+_SPARE_SHARE: Final = 0.875  # what is kept back is for the activations of a larger block
+_SPARE_BLOCKS: Final = 4
+_SPARE_ROWS: Final = 64
 _READ_SLACK_BYTES: Final = 2 * 4096  # a direct read starts and ends on page borders
 _TENSOR_SLACK_BYTES: Final = 64  # tensors lie on cache lines
 
@@ -189,3 +193,17 @@ def check_budgets(shape: ModelShape, policy: Policy, budgets: Budgets) -> None:
             f"the policy gives keys and values {max(0, most_bytes):,} bytes of any one tier, and "
             f"one page of {KV_PAGE_TOKENS} tokens needs {page_bytes:,} bytes"
         )
+
+
+def with_spare_kv(shape: ModelShape, policy: Policy, budgets: Budgets) -> Policy:
+    """With most of what is left of the compute tier given to keys and values, as far as a block some
+    times as large could use it: rows may turn out longer than was planned for, or be more.
+    """
+    limit = budgets.gpu_bytes if policy.compute is Tier.GPU else budgets.host_bytes
+    left_bytes = limit - peak_bytes(shape, policy)[policy.compute]
+    tokens = max(_SPARE_ROWS, _SPARE_BLOCKS * policy.block_rows) * shape.max_context_tokens
+    room_bytes = tokens * shape.kv_bytes_per_token - policy.kv.total_bytes
+    spare_bytes = max(0, min(int(_SPARE_SHARE * left_bytes), room_bytes))
+    field = f"{policy.compute}_bytes"
+    kv = dataclasses.replace(policy.kv, **{field: policy.kv[policy.compute] + spare_bytes})
+    return dataclasses.replace(policy, kv=kv)

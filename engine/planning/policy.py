@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from typing import Self
+from typing import Final, Self
 
 from engine.errors import BudgetError
 
@@ -108,3 +108,18 @@ class Policy:
         """
         head = self.head_split.streamed_bytes(self.compute) if self.head_split else 0
         return head + sum(split.streamed_bytes(self.compute) for split in self.layer_splits)
+
+
+_CHANGED_AT_WORK: Final = frozenset(
+    {"block_rows", "sweep_tokens", "micro_batch_tokens", "fetch_tokens", "reason"}
+)
+
+
+def needs_reload(loaded: Policy, wanted: Policy) -> tuple[str, ...]:
+    """The fields that differ and decide where bytes lie: an engine has them from its load on."""
+    return tuple(
+        field.name
+        for field in dataclasses.fields(Policy)
+        if field.name not in _CHANGED_AT_WORK
+        and getattr(loaded, field.name) != getattr(wanted, field.name)
+    )

@@ -41,6 +41,7 @@ class Assembly:
     block: Block
     executor: Executor
     weights: WeightSource
+    micro_batches: MicroBatches
     max_row_tokens: int
 
 
@@ -89,6 +90,7 @@ def assemble(
         block=Block(caches, max_rows=policy.block_rows, on_preempt=recorder.preempted),
         executor=executor,
         weights=weights,
+        micro_batches=micro_batches,
         max_row_tokens=max(cache.num_tokens for cache in caches),
     )
 

@@ -39,7 +39,8 @@ class Block:
         on_preempt: Callable[[Row], None] = lambda row: None,
     ) -> None:
         self.homes = [Home(cache) for cache in caches]
-        self._max_rows = max_rows
+        self.max_rows = max_rows
+        """May be changed between sweeps: rows above it stay until they end."""
         self._on_preempt = on_preempt
         self._waiting: collections.deque[Row] = collections.deque()
         self._running: list[Row] = []
@@ -153,7 +154,7 @@ class Block:
     # -- who comes in ----------------------------------------------------------------------
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._max_rows:
+        while self._waiting and len(self._running) < self.max_rows:
             row = self._waiting[0]
             if not any(self._place(row, home) for home in self.homes):
                 return
@@ -177,7 +178,7 @@ class Block:
 
     def _has_room_for_copies(self, row: Row, home: Home, prefix: Prefix) -> bool:
         """Whether the home would hold as many rows like this one as there can be, each whole."""
-        num_rows = min(self._max_rows, self.num_rows)
+        num_rows = min(self.max_rows, self.num_rows)
         is_short = prefix.end < _KEPT_ONCE_TOKENS
         return is_short and num_rows * row.limit_tokens <= home.cache.num_tokens
 

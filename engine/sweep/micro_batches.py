@@ -25,7 +25,8 @@ class MicroBatches:
     def __init__(
         self, policy: Policy, context: AttentionContext, *, spill_dir: Path, device: torch.device
     ) -> None:
-        self._policy = policy
+        self.policy = policy
+        """May be changed between sweeps, in what a forward call may carry."""
         self._context = context
         self._spill_dir = spill_dir
         self._device = device
@@ -33,7 +34,7 @@ class MicroBatches:
 
     def cut(self, shares: Sequence[Share]) -> list[list[Share]]:
         """Rows of one tier, so many new tokens, so many to fetch."""
-        policy = self._policy
+        policy = self.policy
         parts = []
         for tier, group in itertools.groupby(shares, key=lambda share: share.tier):
             same = list(group)
@@ -86,7 +87,7 @@ class MicroBatches:
     def _hidden_of(self, micro_batch: int) -> Hidden | None:
         """Each micro-batch of a sweep has its own place, the same in every sweep."""
         while len(self._hidden) <= micro_batch:
-            compute = self._policy.compute
-            tier = self._policy.hidden_tier or compute
+            compute = self.policy.compute
+            tier = self.policy.hidden_tier or compute
             self._hidden.append(hidden_on(tier, compute=compute, spill_dir=self._spill_dir))
         return self._hidden[micro_batch]

@@ -81,6 +81,9 @@ class Recorder:
         self._timeline.count("pages in use", pages_in_use)
         self._timeline.flush()
 
+    def policy_adopted(self, reason: str) -> None:
+        self._report.policy_reason = reason
+
     def gemm_chosen(self, reason: str) -> None:
         self._report.gemm_reason = reason
 

@@ -14,6 +14,7 @@ from jobs.errors import NotFoundError
 from jobs.ledger.batches import BatchRecords
 from jobs.ledger.database import Database
 from jobs.ledger.files import FileRecords
+from jobs.ledger.groups import GroupRecords
 from jobs.ledger.lines import LineRecords
 from jobs.ledger.tables import models
 from jobs.ledger.uploads import UploadRecords
@@ -66,6 +67,7 @@ class Ledger:
         self.files = FileRecords(database)
         self.batches = BatchRecords(database)
         self.lines = LineRecords(database)
+        self.groups = GroupRecords(database)
         self.models = ModelRecords(database)
         self.uploads = UploadRecords(database)
 

@@ -9,8 +9,10 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, inser
 from jobs.batch import BatchStatus
 from jobs.ledger.batches import advance_batch
 from jobs.ledger.database import Database
+from jobs.ledger.groups import insert_groups
 from jobs.ledger.tables import batches, lines, results, shards
 from jobs.line import LineRecord, Outcome, ResultRecord, unrun_result
+from jobs.line_group import LineGroup
 
 _INSERT_ROWS = 2_000
 _READ_ROWS = 500
@@ -33,9 +35,10 @@ class LineRecords:
         model: str,
         found: Iterable[LineRecord],
         refused: Iterable[ResultRecord],
+        groups: Sequence[LineGroup] = (),
     ) -> bool:
-        """In one transaction: the lines, their shards, results of lines that cannot run, and
-        `validating` to `in_progress`. False, and nothing written, if the batch moved meanwhile.
+        """In one transaction: the lines, their shards, `groups` of those that can run, results of
+        those that cannot, and `validating` to `in_progress`. False, and nothing written, if the batch moved meanwhile.
         """
         with self._database.writing() as connection:
             if not advance_batch(connection, batch_id, BatchStatus.IN_PROGRESS, model=model):
@@ -46,6 +49,7 @@ class LineRecords:
                 connection.execute(insert(lines), rows)
                 num_shards = part[-1].shard_index + 1
             self._insert_results(connection, refused)
+            insert_groups(connection, batch_id, groups)
             if num_shards:
                 connection.execute(
                     insert(shards),

@@ -152,6 +152,19 @@ results = Table(
     sqlite_with_rowid=False,
 )
 
+# A batch's lines summed up by like size (`jobs.line_group`): a plan never reads the lines themselves.
+line_groups = Table(
+    "line_groups",
+    METADATA,
+    Column("batch_id", String(64), ForeignKey("batches.id"), nullable=False),
+    Column("group_index", Integer, nullable=False),
+    Column("num_lines", Integer, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("shared_tokens", BigInteger, nullable=False),
+    Column("limit_tokens", BigInteger, nullable=False),
+    PrimaryKeyConstraint("batch_id", "group_index"),
+)
+
 models = Table(
     "models",
     METADATA,

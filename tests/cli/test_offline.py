@@ -20,6 +20,7 @@ from engine.errors import EngineError, PromptError
 from engine.sweep.report import Report
 from jobs.ledger.ledger import Model
 from jobs.settings import Settings
+from worker.model import Loaded
 from worker.render import Renderer
 
 _REFUSED_TOKEN = 13
@@ -220,7 +221,7 @@ def test_the_command_loads_shows_and_closes_the_engine(
     engine = _FakeEngine()
     model = Model(id="any", created_at=1, max_context_tokens=100)
     renderer = Renderer(tokenizer=_NoText(), max_context_tokens=100)
-    monkeypatch.setattr(worker.model, "load_engine", lambda settings: engine)
+    monkeypatch.setattr(worker.model, "load_engine", lambda *_: Loaded(engine=engine))
     monkeypatch.setattr(worker.model, "served_model", lambda settings: model)
     monkeypatch.setattr(worker.model, "load_renderer", lambda *_, **__: renderer)
     source = _write(tmp_path / "in.jsonl", [[1], [2]])

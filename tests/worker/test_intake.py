@@ -12,7 +12,7 @@ from jobs.line import Outcome
 from tests.support.box import Box, chat_line, completion_line
 from worker.context import IntakeContext
 from worker.finalize import finalize_batch
-from worker.intake import validate_batch
+from worker.intake import num_shared, validate_batch
 
 
 def _line(index: int = 0, **changes: Any) -> str:
@@ -291,3 +291,30 @@ def test_memory_per_line_is_small_whatever_the_prompts(box: Box, context: Intake
     tracemalloc.stop()
     assert box.batch(batch_id).request_counts.total == 10_000
     assert peak / 10_000 < 1_000, f"{peak / 10_000:.0f} bytes a line"
+
+
+def test_lines_are_summed_up_with_what_each_shares_with_the_one_before(
+    box: Box, context: IntakeContext
+) -> None:
+    prompts = ["classify: dog", "classify: cat", "classify: cats", "x" * 300, "classify: cow"]
+    content = [
+        completion_line(index, prompt=prompt, max_tokens=7) for index, prompt in enumerate(prompts)
+    ]
+    validate_batch(context, box.add(content))
+    (waiting,) = box.ledger.groups.waiting(context.model_id)
+    assert waiting.num_open == sum(group.num_lines for group in waiting.groups) == 4
+    assert sum(group.prompt_tokens for group in waiting.groups) == 13 + 13 + 14 + 13
+    # The refused line is nobody's neighbour.
+    assert sum(group.shared_tokens for group in waiting.groups) == 10 + 13 + 11
+    assert sum(group.limit_tokens for group in waiting.groups) == 4 * 7
+
+
+@pytest.mark.parametrize("first", [(), (1,), (1, 2, 3), (1, 2, 4, 5), (9, 2, 3)])
+@pytest.mark.parametrize("second", [(), (1, 2), (1, 2, 3, 4, 5)])
+def test_what_two_prompts_begin_with(first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    expected = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        expected += 1
+    assert num_shared(first, second) == expected

@@ -96,3 +96,15 @@ def test_what_is_no_shard_fails_and_harms_nobody(box: Box) -> None:
         assert batch.request_counts.completed == 1
         box.until(lambda: set(box.queue.failed_job_registry.get_job_ids()) == {"odd", "none"})
         assert worker.poll() is None
+
+
+def test_an_engine_that_had_better_be_loaded_anew_is_and_no_line_is_lost(box: Box) -> None:
+    with box.running("intake"), box.running("worker", num_reloads=2):
+        batch = box.wait(box.add([completion_line(index) for index in range(30)]), seconds=40)
+        box.until(box.reports)
+    assert batch.request_counts.completed == 30
+    assert sorted(box.custom_ids(batch)) == sorted(f"c-{index}" for index in range(30))
+    assert len(box.calls("load")) == 3
+    assert len(box.submitted()) == 30
+    (report,) = box.reports()
+    assert report["prediction"] == {"num_sweeps": report["num_sweeps"]}

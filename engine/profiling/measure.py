@@ -1,0 +1,193 @@
+"""All that a plan asks of this machine, measured once: links, kernels, overheads, capacities."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from engine.compute.rates import attention_rate, expansion_rate, gemm_rates
+from engine.errors import EngineError
+from engine.memory.links import copy_rate, disk_rates, memory_read_rate
+from engine.memory.measure import measure_budgets
+from engine.memory.stopwatch import Rate
+from engine.profiling.measurement import Figure, Measured, Measurement
+from engine.profiling.overheads import Overheads, measure_overheads
+
+Progress = Callable[[int, int, str], None]
+"""Steps done, steps in all, and what the next one is; empty at the end."""
+
+_CPU: Final = torch.device("cpu")
+_STORED: Final = (torch.bfloat16, torch.float16)
+_COPIES: Final = (
+    (Figure.TO_GPU, True, True),
+    (Figure.TO_GPU_PLAIN, True, False),
+    (Figure.TO_CPU, False, True),
+    (Figure.TO_CPU_PLAIN, False, False),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How long is looked at what: `seconds` for each figure."""
+
+    seconds: float
+    overhead_s: float
+    gemm_rows: tuple[int, ...]
+    request_bytes: tuple[int, ...]
+    file_bytes: int
+    scanned_bytes: int
+
+
+FULL: Final = Effort(
+    seconds=0.8,
+    overhead_s=6.0,
+    gemm_rows=tuple(2**power for power in range(11)),
+    request_bytes=tuple(2**power for power in (14, 16, 18, 20, 22, 23, 25, 26)),
+    file_bytes=2**28,
+    scanned_bytes=2**28,
+)
+"""About a minute."""
+
+QUICK: Final = Effort(
+    seconds=0.03,
+    overhead_s=0.3,
+    gemm_rows=(1, 8, 32, 128, 512),
+    request_bytes=(2**16, 2**20, 2**23, 2**25),
+    file_bytes=2**26,
+    scanned_bytes=2**26,
+)
+"""A few seconds."""
+
+_Step = tuple[str, Callable[[], Sequence[Measurement]]]
+
+
+def measure(spill_dir: Path, *, effort: Effort, progress: Progress | None = None) -> Measured:
+    """To be done while nothing else runs or is in memory. At most `effort.file_bytes` of the spill
+    folder, and what is in it, are taken and given back. Raises EngineError.
+    """
+    budgets = measure_budgets(spill_dir=spill_dir)
+    has_gpu = budgets.gpu_bytes > 0
+    tell = progress or (lambda done, total, name: None)
+    steps = [
+        *_of_links(spill_dir, effort, has_gpu=has_gpu),
+        *_of_units(effort, has_gpu=has_gpu),
+    ]
+    devices = ("cpu", "gpu") if has_gpu else ("cpu",)
+    measurements: list[Measurement] = []
+    total = len(steps) + len(devices)
+    for done, (name, step) in enumerate(steps):
+        tell(done, total, name)
+        measurements += step()
+    overheads: dict[str, Overheads] = {}
+    for done, device in enumerate(devices, start=len(steps)):
+        tell(done, total, f"overheads on the {device}")
+        overheads[device] = measure_overheads(
+            spill_dir, on_gpu=device == "gpu", seconds=effort.overhead_s
+        )
+    tell(total, total, "")
+    return Measured(
+        host_bytes=budgets.host_bytes,
+        gpu_bytes=budgets.gpu_bytes,
+        disk_bytes=budgets.disk_bytes,
+        measurements=tuple(measurements),
+        overheads=overheads,
+    )
+
+
+def _of_links(spill_dir: Path, effort: Effort, *, has_gpu: bool) -> Iterator[_Step]:
+    yield "disk", functools.partial(_disk, spill_dir, effort)
+    yield "memory", functools.partial(_memory, _CPU, effort)
+    if has_gpu:
+        yield "memory of the GPU", functools.partial(_memory, torch.device("cuda"), effort)
+        for figure, to_gpu, pinned in _COPIES:
+            copy = functools.partial(_copy, figure, effort, to_gpu=to_gpu, pinned=pinned)
+            yield str(figure), copy
+
+
+def _of_units(effort: Effort, *, has_gpu: bool) -> Iterator[_Step]:
+    computing = [(_CPU, torch.float32), (_CPU, torch.bfloat16)]
+    if has_gpu:
+        computing += [(torch.device("cuda"), each) for each in (*_STORED, torch.float32)]
+    for device, dtype in computing:
+        kind = kind_of(device, dtype)
+        yield f"products, {kind}", functools.partial(_gemm, device, dtype, effort)
+        yield f"attention, {kind}", functools.partial(_attention, device, dtype, effort)
+        for stored in _STORED:
+            if stored is not dtype:
+                expand = functools.partial(_expansion, device, dtype, stored, effort)
+                yield f"{_name(stored)} to {kind}", expand
+
+
+def kind_of(device: torch.device, dtype: torch.dtype) -> str:
+    """Like "gpu/bfloat16"."""
+    return f"{'gpu' if device.type == 'cuda' else device.type}/{_name(dtype)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _disk(spill_dir: Path, effort: Effort) -> list[Measurement]:
+    try:
+        rates = disk_rates(
+            spill_dir,
+            effort.request_bytes,
+            file_bytes=effort.file_bytes,
+            seconds=effort.seconds,
+        )
+    except OSError as error:
+        raise EngineError(
+            f"{spill_dir} cannot be measured with a file of {effort.file_bytes:,} bytes: "
+            f"{error.strerror or error}"
+        ) from error
+    return [
+        Measurement(figure=figure, rate=rate, at=each.request_bytes)
+        for figure in (Figure.DISK_READ, Figure.DISK_WRITE)
+        for each in rates
+        for rate in [each.read if figure is Figure.DISK_READ else each.write]
+    ]
+
+
+def _memory(device: torch.device, effort: Effort) -> list[Measurement]:
+    rate = memory_read_rate(device, num_bytes=effort.scanned_bytes, seconds=effort.seconds)
+    kind = "gpu" if device.type == "cuda" else "cpu"
+    return [Measurement(figure=Figure.MEMORY_READ, kind=kind, rate=rate)]
+
+
+def _copy(figure: Figure, effort: Effort, *, to_gpu: bool, pinned: bool) -> list[Measurement]:
+    rate = copy_rate(
+        torch.device("cuda"),
+        to_gpu=to_gpu,
+        pinned=pinned,
+        num_bytes=effort.scanned_bytes,
+        seconds=effort.seconds,
+    )
+    return [Measurement(figure=figure, rate=rate)]
+
+
+def _gemm(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Measurement]:
+    kind = kind_of(device, dtype)
+    rates = gemm_rates(effort.gemm_rows, dtype=dtype, device=device, seconds=effort.seconds)
+    return [
+        Measurement(figure=Figure.GEMM, kind=kind, at=each.rows, rate=each.rate) for each in rates
+    ]
+
+
+def _attention(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Measurement]:
+    rate = attention_rate(dtype=dtype, device=device, seconds=effort.seconds)
+    return [_one(Figure.ATTENTION, kind_of(device, dtype), rate)]
+
+
+def _expansion(
+    device: torch.device, dtype: torch.dtype, stored: torch.dtype, effort: Effort
+) -> list[Measurement]:
+    rate = expansion_rate(stored, dtype=dtype, device=device, seconds=effort.seconds)
+    tier = kind_of(device, stored)
+    return [_one(Figure.EXPANSION, f"{tier}->{_name(dtype)}", rate)]
+
+
+def _one(figure: Figure, kind: str, rate: Rate) -> Measurement:
+    return Measurement(figure=figure, kind=kind, rate=rate)

@@ -1,0 +1,140 @@
+"""A profile of this machine on disk: when it holds still, and when the machine is measured anew."""
+
+import datetime as dt
+import logging
+from pathlib import Path
+from typing import Final
+
+from engine.errors import HardwareError, RecordError
+from engine.memory.machine import this_machine
+from engine.planning.hardware import Hardware, RateCurve
+from engine.planning.records import read_text, write_text
+from engine.profiling.measure import FULL, QUICK, Progress, measure
+from engine.profiling.measurement import Figure, Measured
+
+_FORMAT: Final = "1"
+"""Of what is measured and how: raised when an old profile is none any more."""
+
+_EFFORT: Final = "effort"
+_IN_FULL: Final = "in full"
+_SPREADS: Final = {
+    "disk_read": Figure.DISK_READ,
+    "disk_write": Figure.DISK_WRITE,
+    "to_gpu_pinned_bytes_per_s": Figure.TO_GPU,
+    "to_gpu_plain_bytes_per_s": Figure.TO_GPU_PLAIN,
+    "from_gpu_bytes_per_s": Figure.TO_CPU,
+    "memory_bytes_per_s": Figure.MEMORY_READ,
+    "gemm": Figure.GEMM,
+    "attention_bytes_per_s": Figure.ATTENTION,
+    "expand_bytes_per_s": Figure.EXPANSION,
+}
+
+_log = logging.getLogger(__name__)
+
+
+def read_hardware(path: Path) -> Hardware:
+    """Raises HardwareError or RecordError; both name the file."""
+    try:
+        return Hardware.from_json(read_text(path))
+    except HardwareError as error:
+        raise HardwareError(f"{path}: {error}") from error
+
+
+def measured_or_saved(
+    path: Path,
+    *,
+    spill_dir: Path,
+    is_quick: bool,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Hardware:
+    """What `path` holds, if it is of this machine, these libraries and this folder, and no quick one
+    where a full one is wanted; else measured now, and written there. Raises EngineError.
+    """
+    saved, reason = _saved(path, spill_dir, is_quick=is_quick)
+    if saved is not None and not force:
+        return saved
+    _log.info(
+        "this machine is measured, which takes %s: %s",
+        "some seconds" if is_quick else "about a minute",
+        "it was asked for" if force else reason,
+    )
+    measured = measure(spill_dir, effort=QUICK if is_quick else FULL, progress=progress)
+    hardware = hardware_of(measured, valid_for(spill_dir, is_quick=is_quick))
+    write_text(path, hardware.to_json())
+    return hardware
+
+
+def valid_for(spill_dir: Path, *, is_quick: bool) -> dict[str, str]:
+    """What a profile of this moment would hold for."""
+    return {
+        "profile": _FORMAT,
+        **this_machine().as_dict(),
+        "spill folder": str(spill_dir.absolute()),
+        _EFFORT: "quick" if is_quick else _IN_FULL,
+    }
+
+
+def hardware_of(measured: Measured, versions: dict[str, str]) -> Hardware:
+    """What was measured, as a planner is told it."""
+    tier = "gpu" if measured.gpu_bytes else "cpu"
+    costs = measured.overheads[tier]
+    return Hardware(
+        name=versions.get("gpu") or versions["cpu"],
+        measured_on=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        versions=versions,
+        gpu_bytes=measured.gpu_bytes,
+        host_bytes=measured.host_bytes,
+        disk_bytes=measured.disk_bytes,
+        disk_read=_curve(measured, Figure.DISK_READ),
+        disk_write=_curve(measured, Figure.DISK_WRITE),
+        to_gpu_pinned_bytes_per_s=measured.rate(Figure.TO_GPU),
+        to_gpu_plain_bytes_per_s=measured.rate(Figure.TO_GPU_PLAIN),
+        from_gpu_bytes_per_s=measured.rate(Figure.TO_CPU),
+        memory_bytes_per_s=_rate(measured, Figure.MEMORY_READ, "cpu"),
+        gemm={kind: _curve(measured, Figure.GEMM, kind) for kind in measured.kinds(Figure.GEMM)},
+        attention_bytes_per_s=_attention(measured),
+        expand_bytes_per_s={
+            kind: _rate(measured, Figure.EXPANSION, kind)
+            for kind in measured.kinds(Figure.EXPANSION)
+        },
+        layer_overhead_s=costs.step_s,
+        row_overhead_s=costs.row_s,
+        row_layer_overhead_s=costs.row_step_s,
+        sweep_overhead_s=costs.sweep_s,
+        spread={name: round(measured.spread(figure), 4) for name, figure in _SPREADS.items()},
+    )
+
+
+def _attention(measured: Measured) -> dict[str, float]:
+    """On the CPU in float32, which it computes in where it is alone; beside a GPU in the GPU's."""
+    if not measured.gpu_bytes:
+        return {"cpu": _rate(measured, Figure.ATTENTION, "cpu/float32")}
+    return {tier: _rate(measured, Figure.ATTENTION, f"{tier}/bfloat16") for tier in ("cpu", "gpu")}
+
+
+def _curve(measured: Measured, figure: Figure, kind: str = "") -> RateCurve:
+    return RateCurve(tuple((float(at), rate) for at, rate in measured.curve(figure, kind)))
+
+
+def _rate(measured: Measured, figure: Figure, kind: str) -> float:
+    rate = measured.rate(figure, kind)
+    assert rate is not None, "every machine is asked for it"
+    return rate
+
+
+def _saved(path: Path, spill_dir: Path, *, is_quick: bool) -> tuple[Hardware | None, str]:
+    """The saved profile if it will do; else why not."""
+    if not path.exists():
+        return None, "it never was"
+    try:
+        saved = read_hardware(path)
+    except (HardwareError, RecordError) as error:
+        return None, str(error)
+    then, now = dict(saved.versions), valid_for(spill_dir, is_quick=is_quick)
+    if then.get(_EFFORT) == _IN_FULL:
+        now[_EFFORT] = _IN_FULL  # which is as good where a quick one would do
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name):
+            return None, f"{name} was {then.get(name)}, and is {now.get(name)}"
+    return saved, ""

@@ -1,0 +1,156 @@
+"""A profile: everything is measured once, kept as it was, and measured anew when it holds no more."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import EngineError, HardwareError
+from engine.planning.hardware import Hardware, RateCurve
+from engine.profiling import saved
+from engine.profiling.measure import Effort, measure
+from engine.profiling.measurement import Figure, Measured
+from engine.profiling.overheads import Overheads, fit_overheads
+from engine.profiling.saved import hardware_of, measured_or_saved, read_hardware
+from tests.support.profiles import MEASURED, hardware_here
+
+LEAST = Effort(
+    seconds=0.0,
+    overhead_s=0.0,
+    gemm_rows=(1, 4),
+    request_bytes=(2**16, 2**18),
+    file_bytes=2**20,
+    scanned_bytes=2**20,
+)
+
+
+def test_all_that_a_plan_asks_is_measured_and_told_step_by_step(tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    measured = measure(tmp_path / "spill", effort=LEAST, progress=lambda *step: told.append(step))
+    for figure in (Figure.DISK_READ, Figure.DISK_WRITE):
+        assert [at for at, _ in measured.curve(figure)] == [2**16, 2**18]
+    assert measured.kinds(Figure.GEMM)[:2] == ("cpu/float32", "cpu/bfloat16")
+    assert [rows for rows, _ in measured.curve(Figure.GEMM, "cpu/bfloat16")] == [1, 4]
+    hardware = hardware_of(measured, {"cpu": "this one"})
+    assert hardware.memory_bytes_per_s > 0
+    assert hardware.attention_rate("cpu") > 0
+    assert hardware.expand_rate("cpu", "bfloat16", "float32") > 0
+    assert hardware.gemm_flops_per_s("cpu", "float32", 2) > 0
+    assert hardware.disk_read.at(2**17) > 0
+    assert Hardware.from_json(hardware.to_json()) == hardware
+    assert sum(dataclasses.astuple(measured.overheads["cpu"])) > 0
+    assert measured.host_bytes > 0
+    assert [done for done, _, _ in told] == list(range(len(told)))
+    assert told[-1] == (len(told) - 1, len(told) - 1, "")
+    assert list((tmp_path / "spill").iterdir()) == []
+
+
+def test_a_folder_that_takes_no_file_is_refused_by_name(tmp_path: Path) -> None:
+    effort = dataclasses.replace(LEAST, request_bytes=(2**48,), file_bytes=2**48)
+    with pytest.raises(EngineError, match="spill cannot be measured with a file of 281,474,976"):
+        measure(tmp_path / "spill", effort=effort)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Overheads(sweep_s=1e-3, step_s=2e-4, row_s=3e-5, row_step_s=4e-6),
+        Overheads(sweep_s=0.0, step_s=2e-4, row_s=0.0, row_step_s=0.0),
+    ],
+)
+def test_overheads_are_what_four_sweeps_say(told: Overheads) -> None:
+    def sweep_s(layers: int, rows: int) -> float:
+        return told.sweep_s + layers * told.step_s + rows * (told.row_s + layers * told.row_step_s)
+
+    found = fit_overheads(
+        [sweep_s(layers, rows) for layers in (2, 10) for rows in (1, 32)],
+        layers=(2, 10),
+        rows=(1, 32),
+    )
+    for field in dataclasses.fields(Overheads):
+        expected = getattr(told, field.name)
+        assert getattr(found, field.name) == pytest.approx(expected, abs=1e-12)
+
+
+def test_noise_makes_no_overhead_negative() -> None:
+    found = fit_overheads([4.0, 3.0, 2.0, 1.0], layers=(2, 10), rows=(1, 32))
+    assert min(dataclasses.astuple(found)) >= 0
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Effort]:
+    """The efforts that were spent; nothing is measured."""
+    spent: list[Effort] = []
+
+    def pretend(
+        spill_dir: Path, *, effort: Effort, progress: Callable[..., None] | None = None
+    ) -> Measured:
+        spent.append(effort)
+        return MEASURED
+
+    monkeypatch.setattr(saved, "measure", pretend)
+    return spent
+
+
+def test_a_machine_is_measured_once_and_the_file_is_what_it_was(
+    tmp_path: Path, counted: list[Effort]
+) -> None:
+    path = tmp_path / "state" / "profile.json"
+    first = measured_or_saved(path, spill_dir=tmp_path, is_quick=True)
+    assert measured_or_saved(path, spill_dir=tmp_path, is_quick=True) == first
+    assert read_hardware(path) == first
+    assert len(counted) == 1
+    full = measured_or_saved(path, spill_dir=tmp_path, is_quick=False)
+    assert (first.versions["effort"], full.versions["effort"]) == ("quick", "in full")
+    assert measured_or_saved(path, spill_dir=tmp_path, is_quick=True) == full
+    assert len(counted) == 2
+    assert counted[0].seconds < counted[1].seconds
+    measured_or_saved(path, spill_dir=tmp_path, is_quick=True, force=True)
+    assert len(counted) == 3
+
+
+def test_a_planner_is_told_what_was_measured(tmp_path: Path) -> None:
+    hardware = hardware_here(tmp_path)
+    assert hardware.host_bytes == 2**34
+    assert hardware.disk_read == RateCurve(((2.0**16, 1e9), (2.0**20, 1e9), (2.0**25, 1e9)))
+    assert hardware.gemm_flops_per_s("cpu", "float32", 64) == 56e9
+    assert hardware.expand_rate("cpu", "float16", "bfloat16") == 2e9
+    assert hardware.attention_rate("cpu") == 6e9
+    assert hardware.to_gpu_pinned_bytes_per_s is None
+    assert hardware.layer_overhead_s == 6e-4
+    assert (hardware.row_overhead_s, hardware.row_layer_overhead_s) == (4e-5, 5e-6)
+    assert hardware.spread["gemm"] == 0.1
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "another processor": lambda data: data["versions"].update(cpu="Abacus"),
+    "fewer cores": lambda data: data["versions"].update(cores="0"),
+    "another library": lambda data: data["versions"].update(torch="0.1"),
+    "a GPU less": lambda data: data["versions"].update(gpu="T4"),
+    "another folder": lambda data: data["versions"].update({"spill folder": "/elsewhere"}),
+    "other measurements": lambda data: data["versions"].update(profile="0"),
+    "half a file": lambda data: data.pop("disk_read"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_it_is_measured_anew_for(what: str, tmp_path: Path, counted: list[Effort]) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(hardware_here(tmp_path).to_json())
+    measured_or_saved(path, spill_dir=tmp_path, is_quick=False)
+    assert counted == []
+    data = json.loads(path.read_text())
+    CHANGES[what](data)
+    path.write_text(json.dumps(data))
+    measured_or_saved(path, spill_dir=tmp_path, is_quick=True)
+    assert len(counted) == 1
+
+
+def test_a_file_that_describes_no_machine_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+    path.write_text("{}")
+    with pytest.raises(HardwareError, match=r"machine\.json: a hardware file has version 1"):
+        read_hardware(path)
