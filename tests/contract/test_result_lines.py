@@ -70,7 +70,9 @@ def test_121_all_characters_survive_and_none_splits_a_line(files: list[str]) -> 
     line = LineRecord(
         index=0, custom_id=ODD, offset_bytes=0, num_bytes=1, num_prompt_tokens=1, shard_index=0
     )
-    result = completed_result("b", line, body={"text": ODD}, usage=Usage(input_tokens=1, output_tokens=1))
+    result = completed_result(
+        "b", line, body={"text": ODD}, usage=Usage(input_tokens=1, output_tokens=1)
+    )
     assert len(result.row.splitlines()) == 1
     assert json.loads(result.row)["response"]["body"]["text"] == ODD
 
