@@ -8,6 +8,10 @@ from jobs.errors import InvalidRequestError
 
 SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _SHOWN_CHARACTERS: Final = 100
+_TOO_LONG: Final[Mapping[str, str]] = {
+    "string": "string_above_max_length",
+    "array": "array_above_max_length",
+}
 
 
 def boolean(given: Mapping[str, Any], name: str) -> bool:
@@ -130,7 +134,7 @@ def above_length(
         f"Invalid '{param}': {kind} too long. Expected {article} {kind} with maximum length "
         f"{maximum}, but got {article} {kind} with length {got} instead.",
         param=param,
-        code=f"{kind}_above_max_length",
+        code=_TOO_LONG[kind],
     )
 
 

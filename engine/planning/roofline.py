@@ -207,12 +207,14 @@ def disk_store_s(model: Model, load: Load, share: float) -> float:
 
 
 def head_tiles(policy: Policy, *, layer_unit_bytes: float) -> list[Split]:
-    """The head's streamed bytes in units as large as a layer's, at least HEAD_TILE_BYTES."""
+    """The head's streamed bytes in the policy's units, or else in such as large as a layer's, at least
+    HEAD_TILE_BYTES.
+    """
     split = policy.head_split
     streamed = split.streamed_bytes(policy.compute) if split else 0
     if split is None or not streamed:
         return []
-    count = math.ceil(streamed / max(layer_unit_bytes, HEAD_TILE_BYTES))
+    count = math.ceil(streamed / (policy.unit_bytes or max(layer_unit_bytes, HEAD_TILE_BYTES)))
     hosted = split.cpu_bytes if policy.compute is Tier.GPU else 0
     return [
         Split(gpu_bytes=0, cpu_bytes=hosted // count, disk_bytes=split.disk_bytes // count)

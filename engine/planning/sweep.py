@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 from engine.planning import roofline
@@ -66,7 +67,9 @@ class Sweep:
         if not policy.overlap:
             return terms, sum(lanes, start=0.0)
         units = self._units(load, per_layer, tiles, total)
-        swept_s = sweep_seconds(units, num_slots=policy.num_slots, overlap=True)
+        # Where layers come in several units, one slot is kept to spare.
+        num_slots = policy.num_slots - (policy.unit_bytes is not None)
+        swept_s = sweep_seconds(units, num_slots=num_slots, overlap=True)
         swept_s = max(swept_s, *lanes)
         return dataclasses.replace(terms, bubble_s=swept_s - max(lanes)), swept_s
 
@@ -124,7 +127,11 @@ class Sweep:
                 terms["disk_read_s"], terms["bus_s"], _layer_s(terms, disk_kv_s, count)
             )
             by_layer |= dict.fromkeys(each.layers, times)
-        units = [by_layer[layer] for layer in range(num_layers)]
+        units = [
+            unit
+            for layer in range(num_layers)
+            for unit in self._cut(by_layer[layer], self._policy.layer_splits[layer])
+        ]
         last = self._last(load)
         head_s = last["head_s"] + last["expand_s"]
         if tiles:
@@ -132,9 +139,21 @@ class Sweep:
             head_s = 0.0
         return [*units, UnitTimes(0.0, 0.0, head_s + last["overhead_s"])]
 
+    def _read_at_once(self, split: Split) -> int:
+        most_bytes = self._policy.unit_bytes or split.disk_bytes
+        return min(most_bytes, split.disk_bytes)
+
+    def _cut(self, layer: UnitTimes, split: Split) -> list[UnitTimes]:
+        """A layer's units, each with its part of the arithmetic."""
+        streamed = split.streamed_bytes(self._policy.compute)
+        count = math.ceil(streamed / (self._policy.unit_bytes or max(1, streamed))) or 1
+        return [UnitTimes(*(seconds / count for seconds in layer))] * count
+
     def _times(self, split: Split) -> UnitTimes:
         policy, hardware = self._policy, self._model.hardware
-        read_s = roofline.disk_read_s(hardware, split.disk_bytes, unit_bytes=split.disk_bytes)
+        read_s = roofline.disk_read_s(
+            hardware, split.disk_bytes, unit_bytes=self._read_at_once(split)
+        )
         streamed = split.streamed_bytes(policy.compute)
         copy_s = roofline.bus_s(hardware, streamed) if policy.compute is Tier.GPU else 0.0
         return UnitTimes(read_s, copy_s, 0.0)

@@ -14,7 +14,7 @@ from engine.planning.cost import check_budgets, peak_bytes
 from engine.planning.planners import PLANNERS
 from engine.planning.planners.base import Planner, Wishes
 from engine.planning.planners.fixed import plan_fixed
-from engine.planning.policy import Policy, Tier
+from engine.planning.policy import Policy, Split, Tier
 from engine.planning.shape import ModelShape, Placeable, leading_border_bytes, total_bytes
 from tests.support.situations import budgets_of, situation_of
 
@@ -237,3 +237,15 @@ def test_a_plan_is_the_same_each_time(planner: Planner) -> None:
     budgets = budgets_of(gpu_bytes=8 * GIB, host_bytes=9 * GIB)
     first, second = (planner(SHAPE, budgets, Wishes()) for _ in range(2))
     assert dataclasses.asdict(first) == dataclasses.asdict(second)
+
+
+@by_fixed_rules
+def test_keys_and_values_that_are_fetched_to_a_gpu_are_staged_in_host_memory(
+    planner: Planner,
+) -> None:
+    policy = planner(SHAPE, budgets_of(gpu_bytes=8 * GIB, host_bytes=40 * GIB), Wishes())
+    away = dataclasses.replace(policy, kv=Split.on(Tier.CPU, GIB), attends_beside=True)
+    beside = peak_bytes(SHAPE, away)
+    fetched = peak_bytes(SHAPE, dataclasses.replace(away, attends_beside=False))
+    staged_bytes = fetched[Tier.CPU] - beside[Tier.CPU]
+    assert staged_bytes == fetched[Tier.GPU] - beside[Tier.GPU] > 0

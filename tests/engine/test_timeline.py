@@ -57,6 +57,20 @@ def test_bubbles_are_sweep_time_with_neither_compute_nor_the_link_at_work() -> N
     assert timeline.idle_s() == {Track.DISK_READ: 4, Track.TO_GPU: 5}
 
 
+def test_waits_within_a_span_are_not_of_it_where_it_says_so() -> None:
+    timeline = Timeline(keep_events=True)
+    add(timeline, Track.WAIT, 0, 1)  # before it
+    add(timeline, Track.WAIT, 2, 3)
+    add(timeline, Track.WAIT, 5, 8)
+    timeline.add(Track.LAYERS, "", started_s=1, ended_s=9, flops=7, but_waits=True)
+    add(timeline, Track.SWEEP, 0, 9)
+    total = timeline.totals()[Track.LAYERS]
+    assert (total.num_spans, total.busy_s, total.covered_s, total.flops) == (1, 4, 4, 7)
+    assert timeline.idle_s()[Track.DISK_READ] == 9 - 4
+    [layers] = [event for event in timeline.events if event.track is Track.LAYERS]
+    assert (layers.started_s, layers.ended_s) == (1, 9)
+
+
 def test_memory_stays_bounded_over_many_sweeps() -> None:
     timeline = Timeline()
     for sweep in range(50):

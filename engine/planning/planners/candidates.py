@@ -23,6 +23,9 @@ _CHUNK_SLACK: Final = 1.25
 
 _LEAST_SWEEP_TOKENS: Final = 64
 _LEAST_CHUNK_TOKENS: Final = 16
+_UNIT_BYTES: Final = 16 * 2**20
+_UNIT_SLOTS: Final = 4
+
 _FETCHED_IN: Final = 8
 """Micro-batches at least, where keys and values are fetched: one is fetched while one attends."""
 
@@ -67,6 +70,17 @@ def candidates(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Iterator[
             )
             for away in ways:
                 yield candidate(shape, situation, base, away)
+            if compute is Tier.CPU and micro_batch == rows + sweep_tokens:
+                yield from _in_units(shape, candidate(shape, situation, base, Away.NONE))
+
+
+def _in_units(shape: ModelShape, whole: Candidate) -> Iterator[Candidate]:
+    """The same with layers fetched piece by piece, where slots for that are smaller. One micro-batch
+    alone goes along with the pieces; several would have to hold all of a layer.
+    """
+    if whole.base.num_slots * max(shape.layer_bytes) > _UNIT_SLOTS * _UNIT_BYTES:
+        base = dataclasses.replace(whole.base, unit_bytes=_UNIT_BYTES, num_slots=_UNIT_SLOTS)
+        yield dataclasses.replace(whole, base=base)
 
 
 def smallest(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Candidate:

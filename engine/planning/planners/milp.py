@@ -23,6 +23,9 @@ from engine.planning.workload import Workload
 _SIMULATED: Final = 4
 """Of the best in steady state: the whole job decides between them."""
 
+_AS_FAST: Final = 0.998
+"""Of jobs that are predicted to be so alike the one is chosen that streams the least."""
+
 _AS_GOOD: Final = 0.98
 """Candidates whose bound is no better than this share of the best found are not placed."""
 
@@ -39,7 +42,11 @@ def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
     if not found:
         raise BudgetError(_what_lacks(model, budgets, wishes))
     predictions = [(predict(model, policy, situation.workload), policy) for policy in found]
-    prediction, policy = max(predictions, key=lambda pair: pair[0].job_tokens_per_s)
+    fastest = max(prediction.job_tokens_per_s for prediction, _ in predictions)
+    prediction, policy = min(
+        (pair for pair in predictions if pair[0].job_tokens_per_s >= _AS_FAST * fastest),
+        key=lambda pair: (pair[1].streamed_bytes, -pair[0].job_tokens_per_s),
+    )
     return dataclasses.replace(policy, reason=reason(policy, prediction))
 
 

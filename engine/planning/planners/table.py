@@ -128,7 +128,9 @@ class Table:
         if self._candidate.away is Away.FETCHED:
             most = self._candidate.kept_tokens * shape.kv_bytes_per_token
             kv = Split(gpu_bytes=0, cpu_bytes=0, disk_bytes=most)
-            fixed[base.compute] += fetch_bytes(shape, dataclasses.replace(base, kv=kv))
+            fetched_bytes = fetch_bytes(shape, dataclasses.replace(base, kv=kv))
+            for tier in {base.compute, Tier.CPU}:
+                fixed[tier] += fetched_bytes
         return fixed
 
     def _add_splits(self) -> None:
@@ -138,7 +140,12 @@ class Table:
             self._row({near: 1.0, hosted: 1.0}, self._granules(group))
             if group.name == "layers":
                 granule = group.granule_bytes
-                self._row({near: -granule, self._slot: -(2.0**20)}, -group.num_bytes)
+                unit_bytes = self._candidate.base.unit_bytes
+                if unit_bytes is None:
+                    self._row({near: -granule, self._slot: -(2.0**20)}, -group.num_bytes)
+                else:
+                    largest = min(group.num_bytes, max(unit_bytes, granule))
+                    self._row({self._slot: -(2.0**20)}, -largest)
 
     def _add_kv(self) -> None:
         pages = math.ceil(self._candidate.kept_tokens / KV_PAGE_TOKENS)
