@@ -102,7 +102,7 @@ def codes_in(*files: str) -> set[str]:
     for name in files:
         source = (_ROOT / name).read_text()
         found |= set(re.findall(r'code="([a-z_]+)"', source))
-        for suffix in re.findall(r'code=f"\{kind\}_([a-z_]+)"', source):
+        for suffix in re.findall(r'code=f"\{kind\}_([a-z_]+_value)"', source):
             found.add(f"integer_{suffix}")
     return found
 
