@@ -7,10 +7,10 @@ from cli.errors import StartError
 from cli.offline import OfflineBatch, open_batch
 from jobs.errors import RequestError
 from jobs.line import parse_request_line
-from jobs.line_group import Grouping, WaitingBatch
+from jobs.line_group import WaitingBatch
 from jobs.settings import Settings
+from worker.grouping import RenderedGrouping
 from worker.input_lines import input_lines
-from worker.intake import num_shared
 from worker.render import Renderer
 
 _MOST_LINES: Final = 2_000
@@ -28,7 +28,7 @@ def waiting_of_file(path: Path, settings: Settings, renderer: Renderer) -> Waiti
 def waiting_of(source: OfflineBatch, renderer: Renderer) -> WaitingBatch | None:
     """None if no line can run."""
     every = -(-source.num_lines // _MOST_LINES)
-    grouping, before = Grouping(), tuple[int, ...]()
+    grouping = RenderedGrouping()
     with source.path.open("rb") as stream:
         lines = input_lines(stream, max_line_bytes=source.max_line_bytes)
         for index, line in enumerate(lines):
@@ -39,15 +39,9 @@ def waiting_of(source: OfflineBatch, renderer: Renderer) -> WaitingBatch | None:
             )
             assert request is not None, "the file was looked at"
             try:
-                prompt = renderer.prompt(source.batch, index, request.body)
+                grouping.add(renderer.render(source.batch, index, request.body))
             except RequestError:
                 continue  # it will get its error, and takes no place
-            grouping.add(
-                prompt_tokens=len(prompt.token_ids),
-                shared_tokens=num_shared(before, prompt.token_ids),
-                limit_tokens=prompt.sampling.max_tokens,
-            )
-            before = prompt.token_ids
     groups = grouping.groups()
     if not groups:
         return None

@@ -5,7 +5,6 @@ Runs in the intake process: a tokenizer, no weights.
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from typing import BinaryIO, Final
 
 import structlog
@@ -13,12 +12,12 @@ import structlog
 from jobs.batch import Batch, BatchStatus, LineFault
 from jobs.errors import NotFoundError, RequestError
 from jobs.line import LineRecord, ResultRecord, parse_request_line, refused_result
-from jobs.line_group import Grouping
 from worker.context import IntakeContext, task_context
 from worker.feed import Feeder
+from worker.grouping import RenderedGrouping
 from worker.input_lines import InputLine, input_lines
 from worker.inspection import Inspection
-from worker.render import Rendered, error_body
+from worker.render import error_body
 
 log: Final = structlog.get_logger(__name__)
 _LINES_BETWEEN_LOOKS: Final = 500
@@ -75,9 +74,7 @@ class _Prepared:
 
     lines: list[LineRecord] = dataclasses.field(default_factory=list)
     refused: list[ResultRecord] = dataclasses.field(default_factory=list)
-    grouping: Grouping = dataclasses.field(default_factory=Grouping)
-    last_token_ids: tuple[int, ...] = ()
-    """Of the runnable line before, to see what the next one shares with it."""
+    grouping: RenderedGrouping = dataclasses.field(default_factory=RenderedGrouping)
 
     @property
     def num_runnable(self) -> int:
@@ -121,30 +118,7 @@ def _add(context: IntakeContext, batch: Batch, line: InputLine, prepared: _Prepa
     else:
         num_tokens = rendered.num_prompt_tokens
         prepared.lines.append(dataclasses.replace(record, num_prompt_tokens=num_tokens))
-        _group(prepared, rendered)
-
-
-def _group(prepared: _Prepared, rendered: Rendered) -> None:
-    """A line of several rows counts as one of them, the longest: rows must fit, lines be counted."""
-    prompt = max(rendered.prompts, key=lambda each: len(each.token_ids))
-    prepared.grouping.add(
-        prompt_tokens=len(prompt.token_ids),
-        shared_tokens=num_shared(prepared.last_token_ids, prompt.token_ids),
-        limit_tokens=prompt.sampling.max_tokens,
-    )
-    prepared.last_token_ids = prompt.token_ids
-
-
-def num_shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with, found by halving: slices are compared without a loop here."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+        prepared.grouping.add(rendered)
 
 
 def _begin(context: IntakeContext, batch: Batch, prepared: _Prepared) -> None:
