@@ -12,7 +12,8 @@ from jobs.line import Outcome
 from tests.support.box import Box, chat_line, completion_line
 from worker.context import IntakeContext
 from worker.finalize import finalize_batch
-from worker.intake import num_shared, validate_batch
+from worker.grouping import num_shared
+from worker.intake import validate_batch
 
 
 def _line(index: int = 0, **changes: Any) -> str:
