@@ -89,7 +89,8 @@ def test_124_logprobs_have_alternatives_and_bytes(real: Service) -> None:
     assert len(scores) == 4
     for score in scores:
         assert len(score.top_logprobs) == 5
-        assert all(each.bytes is not None for each in (score, *score.top_logprobs))
+        assert score.bytes is not None
+        assert all(each.bytes is not None for each in score.top_logprobs)
         tops = [each.logprob for each in score.top_logprobs]
         assert tops == sorted(tops, reverse=True)
         assert score.logprob == tops[0]
