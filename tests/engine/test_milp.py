@@ -136,9 +136,7 @@ def richer(budgets: Budgets, situation: Situation, resource: str) -> tuple[Budge
     return budgets, dataclasses.replace(situation, hardware=hardware)
 
 
-@settings(
-    max_examples=6, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate)
-)
+@settings(max_examples=6, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
 @given(
     mib=st.tuples(st.sampled_from([0, 160, 300]), st.integers(200, 600)),
     lengths=st.tuples(st.integers(5, 200), st.integers(2, 60)),
@@ -146,6 +144,7 @@ def richer(budgets: Budgets, situation: Situation, resource: str) -> tuple[Budge
 )
 @example(mib=(300, 372), lengths=(5, 52), resource="host_bytes")
 @example(mib=(300, 271), lengths=(78, 8), resource="disk_read")
+@example(mib=(300, 459), lengths=(174, 44), resource="attention")
 def test_more_of_anything_never_predicts_less(
     mib: tuple[int, int], lengths: tuple[int, int], resource: str
 ) -> None:

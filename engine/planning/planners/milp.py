@@ -23,8 +23,10 @@ from engine.planning.workload import Workload
 _AS_FAST: Final = 0.998
 """Of jobs that are predicted to be so alike the one is chosen that streams the least."""
 
-_AS_GOOD: Final = 0.98
-"""Candidates whose bound is no better than this share of the best found are not placed."""
+_AS_GOOD: Final = 0.8
+"""Candidates whose bound is below this share of the best job found are not placed. The bound is of the
+steady state, which a short job's own rate may differ from in either direction.
+"""
 
 
 def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
@@ -51,7 +53,7 @@ def _placed(
 ) -> list[tuple[Prediction, Policy]]:
     """All candidates that what they must compute leaves a chance, placed, and the whole job of each.
 
-    A job is no faster than its steady state, which it has to reach and to leave.
+    A job has to reach its steady state and to leave it, so the two are close and not equal.
     """
     program = Program(model, budgets)
     bounded = sorted(
