@@ -38,6 +38,14 @@ ComputeIn: TypeAlias = Annotated[
         help="Compute in it; else in float32 on a CPU, in the checkpoint's own on a GPU.",
     ),
 ]
+PolicyFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        metavar="FILE",
+        help="Carry out this policy of `freight plan --json` as it is; else one is planned.",
+    ),
+]
 Trace: TypeAlias = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write a timeline for chrome://tracing or Perfetto."),

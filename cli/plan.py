@@ -65,7 +65,7 @@ def plan(
     _show(question, found)
     if json_file is not None:
         write_record(json_file, found.policy)
-        say(f"the policy is in {json_file}; FREIGHT_POLICY={json_file} carries it out")
+        say(f"the policy is in {json_file}; --policy {json_file} carries it out")
     if frontier_file is not None:
         write_text(frontier_file, question.page(found))
         say(f"the frontier is in {frontier_file}")

@@ -9,6 +9,7 @@ from cli.options import (
     GpuMemory,
     HostMemory,
     ModelOption,
+    PolicyFile,
     SpillDir,
     Trace,
     overridden,
@@ -40,6 +41,7 @@ def worker(
     disk_space: DiskSpace = None,
     spill_dir: SpillDir = None,
     compute_dtype: ComputeIn = None,
+    policy: PolicyFile = None,
     trace: Trace = None,
 ) -> None:
     """Run the worker alone: the engine and its model (needs FREIGHT_REDIS_URL)."""
@@ -51,6 +53,7 @@ def worker(
         disk_space_bytes=disk_space,
         spill_dir=spill_dir,
         compute_dtype=compute_dtype,
+        policy=policy,
         trace_file=trace,
     )
     from worker.main import run_worker  # noqa: PLC0415 (a role loads only what it needs)

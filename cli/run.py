@@ -16,6 +16,7 @@ from cli.options import (
     GpuMemory,
     HostMemory,
     ModelOption,
+    PolicyFile,
     SpillDir,
     Trace,
     overridden,
@@ -39,6 +40,7 @@ def run(
     disk_space: DiskSpace = None,
     spill_dir: SpillDir = None,
     compute_dtype: ComputeIn = None,
+    policy: PolicyFile = None,
     trace: Trace = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Skip the lines that OUT.jsonl holds already.")
@@ -53,6 +55,7 @@ def run(
         disk_space_bytes=disk_space,
         spill_dir=spill_dir,
         compute_dtype=compute_dtype,
+        policy=policy,
         trace_file=trace,
     )
     settings = dataclasses.replace(settings, model=str(find_model(settings)))

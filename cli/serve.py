@@ -24,6 +24,7 @@ from cli.options import (
     GpuMemory,
     HostMemory,
     ModelOption,
+    PolicyFile,
     SpillDir,
     Trace,
     overridden,
@@ -45,6 +46,7 @@ def serve(
     disk_space: DiskSpace = None,
     spill_dir: SpillDir = None,
     compute_dtype: ComputeIn = None,
+    policy: PolicyFile = None,
     trace: Trace = None,
 ) -> None:
     """Run everything on this machine: server, intake, worker and, unless one is set, Valkey."""
@@ -58,6 +60,7 @@ def serve(
         disk_space_bytes=disk_space,
         spill_dir=spill_dir,
         compute_dtype=compute_dtype,
+        policy=policy,
         trace_file=trace,
     )
     with contextlib.suppress(KeyboardInterrupt), running(settings) as freight:

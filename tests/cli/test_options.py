@@ -22,6 +22,7 @@ _OPTIONS: dict[str, tuple[str, str, Any]] = {
     "--disk-space": ("100MB", "disk_space_bytes", 10**8),
     "--compute-dtype": ("bfloat16", "compute_dtype", ComputeDtype.BFLOAT16),
     "--spill-dir": ("/big/disk", "spill_dir", Path("/big/disk")),
+    "--policy": ("/plans/policy.json", "policy", Path("/plans/policy.json")),
     "--trace": ("/tmp/trace.json", "trace_file", Path("/tmp/trace.json")),
 }
 _ARGUMENTS = {"run": ["in.jsonl", "out.jsonl"], "serve": [], "worker": []}

@@ -45,11 +45,14 @@ def load(folder: Path, **changes: Any) -> Engine:
 
 
 def opened() -> tuple[list[str], list[str]]:
-    """The names of threads and the targets of file descriptors, in order."""
+    """The names of the engine's threads and the targets of its descriptors, in order. A server that
+    other tests share may run in this process, and opens and closes its own meanwhile.
+    """
     gc.collect()  # models are cycles
     links = list(Path("/proc/self/fd").iterdir())
-    descriptors = [str(link.readlink()) for link in links if link.is_symlink()]  # not the listing's
-    return sorted(thread.name for thread in threading.enumerate()), sorted(descriptors)
+    targets = [str(link.readlink()) for link in links if link.is_symlink()]  # not the listing's
+    threads = [each.name for each in threading.enumerate() if each.name.startswith("freight-")]
+    return sorted(threads), sorted(each for each in targets if "/service" not in each)
 
 
 def is_held(folder: Path) -> bool:

@@ -136,13 +136,15 @@ def richer(budgets: Budgets, situation: Situation, resource: str) -> tuple[Budge
     return budgets, dataclasses.replace(situation, hardware=hardware)
 
 
-@settings(max_examples=6, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=6, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
 @given(
     mib=st.tuples(st.sampled_from([0, 160, 300]), st.integers(200, 600)),
     lengths=st.tuples(st.integers(5, 200), st.integers(2, 60)),
     resource=st.sampled_from(RESOURCES),
 )
 @example(mib=(300, 372), lengths=(5, 52), resource="host_bytes")
+@example(mib=(300, 271), lengths=(78, 8), resource="disk_read")
+@example(mib=(300, 459), lengths=(174, 44), resource="attention")
 def test_more_of_anything_never_predicts_less(
     mib: tuple[int, int], lengths: tuple[int, int], resource: str
 ) -> None:
@@ -154,9 +156,8 @@ def test_more_of_anything_never_predicts_less(
         check_budgets(SHAPE, policy, its)
         found = predict(model_of(told), policy, told.workload)
         rates.append(found.job_tokens_per_s)
-    # The steady state is what is placed for, some of its best are compared by the whole job: a ramp
-    # or a tail may be a little longer with more.
-    assert rates[1] >= 0.97 * rates[0]
+    # Each block is placed for its steady state: its ramp or tail may be a little longer with more.
+    assert rates[1] >= 0.99 * rates[0]
 
 
 @pytest.mark.parametrize("gpu_mib", [0, 128], ids=["cpu", "gpu"])

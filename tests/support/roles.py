@@ -1,4 +1,7 @@
-"""Run one role with the fake engine: `python -m tests.support.roles intake|worker '{...}'`."""
+"""Run one role with the fake engine: `python -m tests.support.roles intake|worker '{...}'`.
+
+With `is_real` it is the role as it is, with the model of its settings.
+"""
 
 import json
 import sys
@@ -16,6 +19,9 @@ from worker.model import Loaded
 
 def main(role: str, options: dict[str, Any]) -> None:
     settings = Settings.from_environment()
+    if options.pop("is_real", False):
+        {"intake": run_intake, "worker": run_worker}[role](settings)
+        return
     if role == "intake":
         run_intake(settings, load_tokenizer=lambda _: FakeTokenizer())
         return

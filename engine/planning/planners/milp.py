@@ -2,32 +2,31 @@
 program, and takes the one that is predicted to generate the most tokens a second.
 """
 
+import contextlib
 import dataclasses
-import heapq
 import math
 from typing import Final
 
 from engine.config import Budgets
 from engine.errors import BudgetError, HardwareError
-from engine.planning.cost import peak_bytes
+from engine.planning.cost import check_budgets, peak_bytes
 from engine.planning.planners.base import Wishes
 from engine.planning.planners.candidates import Candidate, candidates, smallest
 from engine.planning.planners.program import Program
 from engine.planning.policy import Policy, Split, Tier
-from engine.planning.predict import predict, steady
+from engine.planning.predict import predict
 from engine.planning.prediction import Prediction
 from engine.planning.roofline import Model
 from engine.planning.shape import ModelShape
 from engine.planning.workload import Workload
 
-_SIMULATED: Final = 4
-"""Of the best in steady state: the whole job decides between them."""
-
 _AS_FAST: Final = 0.998
 """Of jobs that are predicted to be so alike the one is chosen that streams the least."""
 
-_AS_GOOD: Final = 0.98
-"""Candidates whose bound is no better than this share of the best found are not placed."""
+_AS_GOOD: Final = 0.8
+"""Candidates whose bound is below this share of the best job found are not placed. The bound is of the
+steady state, which a short job's own rate may differ from in either direction.
+"""
 
 
 def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
@@ -38,21 +37,23 @@ def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
         raise HardwareError("a plan by measured rates needs the machine's and what waits for it")
     situation = wishes.situation
     model = Model(shape=shape, work=situation.work, hardware=situation.hardware)
-    found = _best(model, budgets, wishes, situation.workload)
+    found = _placed(model, budgets, wishes, situation.workload)
     if not found:
         raise BudgetError(_what_lacks(model, budgets, wishes))
-    predictions = [(predict(model, policy, situation.workload), policy) for policy in found]
-    fastest = max(prediction.job_tokens_per_s for prediction, _ in predictions)
+    fastest = max(prediction.job_tokens_per_s for prediction, _ in found)
     prediction, policy = min(
-        (pair for pair in predictions if pair[0].job_tokens_per_s >= _AS_FAST * fastest),
-        key=lambda pair: (pair[1].streamed_bytes, -pair[0].job_tokens_per_s),
+        (pair for pair in found if pair[0].job_tokens_per_s >= _AS_FAST * fastest),
+        key=lambda pair: (pair[1].streamed_bytes, _away(pair[1]), -pair[0].job_tokens_per_s),
     )
     return dataclasses.replace(policy, reason=reason(policy, prediction))
 
 
-def _best(model: Model, budgets: Budgets, wishes: Wishes, workload: Workload) -> list[Policy]:
-    """Some of the best in steady state, placed. A candidate is only placed where what it must
-    compute leaves it a chance.
+def _placed(
+    model: Model, budgets: Budgets, wishes: Wishes, workload: Workload
+) -> list[tuple[Prediction, Policy]]:
+    """All candidates that what they must compute leaves a chance, placed, and the whole job of each.
+
+    A job has to reach its steady state and to leave it, so the two are close and not equal.
     """
     program = Program(model, budgets)
     bounded = sorted(
@@ -60,21 +61,38 @@ def _best(model: Model, budgets: Budgets, wishes: Wishes, workload: Workload) ->
         for at, each in enumerate(candidates(model.shape, budgets, wishes))
         if _can_fit(model.shape, each, budgets)
     )
-    best: list[tuple[float, int, Policy]] = []
-    for bound, at, each in bounded:
-        fastest = _AS_GOOD * max((rate for rate, *_ in best), default=0.0)
-        if -bound <= fastest:
+    found: list[tuple[Prediction, Policy]] = []
+    fastest = 0.0
+    for bound, _, each in bounded:
+        least = _AS_GOOD * fastest
+        if -bound <= least:
             break
-        policy = program.place(each, at_most_s=each.load.rows / fastest if fastest else math.inf)
+        policy = program.place(each, at_most_s=each.load.rows / least if least else math.inf)
         if policy is None:
             continue
-        load, _, sweep_s = steady(model, policy, workload)
-        heapq.heappush(best, (load.rows / sweep_s, -at, policy))
-        if len(best) > _SIMULATED:
-            heapq.heappop(best)
-    if not best and (policy := program.place(smallest(model.shape, budgets, wishes))):
-        return [policy]
-    return [policy for _, _, policy in best]
+        found += _settled(model, policy, budgets, workload)
+        fastest = max(prediction.job_tokens_per_s for prediction, _ in found)
+    if not found and (policy := program.place(smallest(model.shape, budgets, wishes))):
+        found.append((predict(model, policy, workload), policy))
+    return found
+
+
+def _settled(
+    model: Model, policy: Policy, budgets: Budgets, workload: Workload
+) -> list[tuple[Prediction, Policy]]:
+    """The policy and, where keys and values are few enough, it with all of them on its own tier."""
+    found = [(predict(model, policy, workload), policy)]
+    if _away(policy):
+        near = dataclasses.replace(policy, kv=Split.on(policy.compute, policy.kv.total_bytes))
+        with contextlib.suppress(BudgetError):
+            check_budgets(model.shape, near, budgets)
+            found.append((predict(model, near, workload), near))
+    return found
+
+
+def _away(policy: Policy) -> int:
+    """Bytes for keys and values on other tiers than the one that computes."""
+    return policy.kv.total_bytes - policy.kv[policy.compute]
 
 
 def _can_fit(shape: ModelShape, candidate: Candidate, budgets: Budgets) -> bool:

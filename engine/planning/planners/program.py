@@ -57,13 +57,13 @@ class Program:
 
         The program's rows are linear and its result is put on legal borders, so what it takes is
         checked by `cost.peak_bytes` itself; where that is more than a budget, the program is solved
-        again with as much less.
+        again with as much less, and from then on with twice as much more each time.
         """
         limits = dict(self._limits)
         bound = self._solve(candidate, limits, whole=False)
         if bound is None or bound.seconds > at_most_s:
             return None
-        for _ in range(_MOST_ROUNDS):
+        for cut in range(_MOST_ROUNDS):
             solution = self._solve(candidate, limits)
             if solution is None:
                 return None
@@ -73,7 +73,7 @@ class Program:
                 roomy = self._with_spare_pages(policy, over)
                 return roomy if max(self._over(roomy).values()) <= 0 else policy
             for tier, missing in over.items():
-                limits[tier] -= max(0, missing)
+                limits[tier] -= max(0, missing) * 2**cut
         return None
 
     def _over(self, policy: Policy) -> dict[Tier, int]:

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from engine.planning import roofline
-from engine.planning.cost import KV_PAGE_TOKENS, fetch_bytes, peak_bytes
+from engine.planning.cost import HEAD_TILE_BYTES, KV_PAGE_TOKENS, fetch_bytes, peak_bytes
 from engine.planning.planners.candidates import Away, Candidate
 from engine.planning.policy import Split, Tier
 from engine.planning.roofline import Model
@@ -138,14 +138,16 @@ class Table:
         for index, group in enumerate(self.groups):
             near, hosted = 2 * index, 2 * index + 1
             self._row({near: 1.0, hosted: 1.0}, self._granules(group))
-            if group.name == "layers":
-                granule = group.granule_bytes
-                unit_bytes = self._candidate.base.unit_bytes
-                if unit_bytes is None:
-                    self._row({near: -granule, self._slot: -(2.0**20)}, -group.num_bytes)
-                else:
-                    largest = min(group.num_bytes, max(unit_bytes, granule))
-                    self._row({self._slot: -(2.0**20)}, -largest)
+            unit_bytes = self._candidate.base.unit_bytes
+            if group.name == "layers" and unit_bytes is not None:
+                largest = min(group.num_bytes, max(unit_bytes, group.granule_bytes))
+                self._row({self._slot: -(2.0**20)}, -largest)
+            elif group.name != "embedding" and unit_bytes is None:
+                # Of the head a tile at most: all of one that streams in part is under-estimated.
+                most_bytes = HEAD_TILE_BYTES if group.name == "head" else group.num_bytes
+                share = min(1.0, most_bytes / group.num_bytes)
+                granule = share * group.granule_bytes
+                self._row({near: -granule, self._slot: -(2.0**20)}, -share * group.num_bytes)
 
     def _add_kv(self) -> None:
         pages = math.ceil(self._candidate.kept_tokens / KV_PAGE_TOKENS)
