@@ -19,7 +19,7 @@ from engine.planning.load import kept_tokens
 from engine.planning.policy import Policy, Split, Tier
 from engine.planning.shape import ModelShape, total_bytes
 
-VOCAB_SIZE: Final = 8192
+VOCAB_SIZE: Final = 4096
 RATIOS: Final = (0.5, 1.2, 2.0, 4.0)
 _STORED: Final = (torch.float32, torch.bfloat16)
 _JOBS: Final = ("uniform", "ragged")
@@ -172,11 +172,12 @@ def host_budget_bytes(shape: ModelShape, work: planning.Workload, ratio: float) 
         micro_batch_tokens=tokens,
         kv=Split.on(Tier.CPU, kv_tokens * shape.kv_bytes_per_token),
         layer_splits=tuple(Split.on(Tier.DISK, each) for each in shape.layer_bytes),
-        head_split=Split.on(Tier.DISK, shape.head.num_bytes) if shape.head else None,
         embedding_split=Split.on(Tier.DISK, shape.embedding.num_bytes) if shape.embedding else None,
-        reason="all streamed",
+        reason="all layers streamed",
     )
-    return peak_bytes(shape, streamed)[Tier.CPU] + round(weight_bytes(shape) / ratio)
+    # The head counts as weights: its slots would be larger than those of layers this small.
+    beside = peak_bytes(shape, streamed)[Tier.CPU] - total_bytes(shape.head_tensors)
+    return beside + round(weight_bytes(shape) / ratio)
 
 
 def weight_bytes(shape: ModelShape) -> int:
