@@ -111,7 +111,7 @@ bench-peers: setup
 
 # Only a maintainer needs uv. torch stays out of every lock, see above.
 COMPILE := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-           --generate-hashes --no-emit-index-url --no-header
+           --generate-hashes --no-strip-extras --no-emit-index-url --no-header
 lock:
 	$(COMPILE) --output-file requirements/server.lock
 	$(COMPILE) --extra engine --output-file requirements/worker.lock
