@@ -84,11 +84,13 @@ docs-bodies: setup
 	$(BIN)/python -m tests.support.bodies_page docs/api-bodies.md
 
 # Each prints a table; docs/benchmarks.md has the last ones. Nothing else should run meanwhile.
+PLANNER ?=
 bench: setup model bench-peers
 	$(BIN)/python bench/server_memory.py
 	$(BIN)/python -m bench.pipeline
 	$(BIN)/python bench/demo_oracle.py $(MODEL)
 	$(BIN)/python bench/overlap.py
+	$(BIN)/python -m bench.planner $(PLANNER)
 	$(BIN)/python -m bench.memory $(MODEL)
 	$(BIN)/python -m bench.structured $(MODEL)
 
