@@ -45,14 +45,16 @@ def load(folder: Path, **changes: Any) -> Engine:
 
 
 def opened() -> tuple[list[str], list[str]]:
-    """The names of the engine's threads and the targets of its descriptors, in order. A server that
-    other tests share may run in this process, and opens and closes its own meanwhile.
+    """The names of the engine's threads and the files of its descriptors, in order. A server that
+    other tests share may run in this process, and opens and closes its own meanwhile: connections,
+    and files of its state folder.
     """
     gc.collect()  # models are cycles
     links = list(Path("/proc/self/fd").iterdir())
     targets = [str(link.readlink()) for link in links if link.is_symlink()]  # not the listing's
     threads = [each.name for each in threading.enumerate() if each.name.startswith("freight-")]
-    return sorted(threads), sorted(each for each in targets if "/service" not in each)
+    files = [each for each in targets if each.startswith("/") and "/service" not in each]
+    return sorted(threads), sorted(files)
 
 
 def is_held(folder: Path) -> bool:
