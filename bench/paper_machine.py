@@ -8,7 +8,7 @@ Prints the tables of docs/planner.md.
 import dataclasses
 from pathlib import Path
 
-from bench.opt_shapes import OPT_6_7B, OPT_30B, OPT_175B, Opt
+from bench.paper_models import OPT_6_7B, OPT_30B, OPT_175B, Opt
 from engine.config import Budgets
 from engine.planning.hardware import Hardware
 from engine.planning.machines import T4_208GB, T4_208GB_AS_FLEXGEN

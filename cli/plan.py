@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cli.console import say, show
 from cli.model import find_model
-from cli.options import DiskSpace, GpuMemory, HostMemory, overridden
+from cli.options import ComputeIn, DiskSpace, GpuMemory, HostMemory, overridden
 from cli.plan_table import (
     corrections_text,
     placement_table,
@@ -40,6 +40,7 @@ def plan(
     gpu_memory: GpuMemory = None,
     host_memory: HostMemory = None,
     disk_space: DiskSpace = None,
+    compute_dtype: ComputeIn = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the policy here.")
     ] = None,
@@ -57,6 +58,7 @@ def plan(
         gpu_memory_bytes=gpu_memory,
         host_memory_bytes=host_memory,
         disk_space_bytes=disk_space,
+        compute_dtype=compute_dtype,
     )
     settings = dataclasses.replace(settings, model=model)
     settings = dataclasses.replace(settings, model=str(find_model(settings)))

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.box import Box
 from tests.support.valkey import running_valkey
+from worker.context import IntakeContext
 
 DEMO_MODEL = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -29,3 +31,17 @@ def valkey_url() -> Iterator[str]:
     """A real Valkey for the whole session; what a test leaves there, the next one finds."""
     with running_valkey() as url:
         yield url
+
+
+@pytest.fixture
+def box(tmp_path: Path, valkey_url: str) -> Iterator[Box]:
+    """An installation of one test's own, on an empty Redis; the test starts and kills its roles."""
+    box = Box(tmp_path, valkey_url)
+    box.redis.flushall()
+    yield box
+    box.close()
+
+
+@pytest.fixture
+def context(box: Box) -> IntakeContext:
+    return box.intake_context()

@@ -29,7 +29,12 @@ T4_208GB: Final = Hardware(
         "cpu/float32": RateCurve(((1.0, 20e9), (128.0, 500e9))),
     },
     attention_bytes_per_s={"gpu": 200e9, "cpu": 60e9},
-    expand_bytes_per_s={"gpu/int4->float16": 60e9, "gpu/int8->float16": 100e9},
+    expand_bytes_per_s={
+        "gpu/int4->float16": 60e9,
+        "gpu/int8->float16": 100e9,
+        # As many bytes are written as are read: half of what its memory gives, at most.
+        "gpu/bfloat16->float16": 120e9,
+    },
     layer_overhead_s=1e-3,
     row_overhead_s=2e-4,
     sweep_overhead_s=5e-3,

@@ -20,7 +20,6 @@ from tests.support.server import Running, serving
 from tests.support.service import Service
 from tests.support.valkey import running_valkey
 from tests.support.wire import request_lines
-from worker.context import IntakeContext
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -109,17 +108,3 @@ def service(tmp_path_factory: pytest.TempPathFactory, contract_redis_url: str) -
         box.until(lambda: box.redis.scard("rq:workers") == 2, seconds=60)
         yield Service(url=url, client=client, box=box)
     box.close()
-
-
-@pytest.fixture
-def box(tmp_path: Path, valkey_url: str) -> Iterator[Box]:
-    """An installation of one test's own, whose roles it starts and kills itself."""
-    box = Box(tmp_path, valkey_url)
-    box.redis.flushall()
-    yield box
-    box.close()
-
-
-@pytest.fixture
-def context(box: Box) -> IntakeContext:
-    return box.intake_context()

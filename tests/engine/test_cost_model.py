@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bench.opt_shapes import OPT_30B
+from bench.paper_models import OPT_30B
 from engine.errors import HardwareError, WorkloadError
 from engine.planning import roofline
 from engine.planning.hardware import Hardware, RateCurve

@@ -12,7 +12,7 @@ import transformers
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from bench.opt_shapes import OPT_6_7B, OPT_175B
+from bench.paper_models import OPT_6_7B, OPT_175B
 from engine.config import Budgets
 from engine.engine import Engine
 from engine.errors import BudgetError, HardwareError
