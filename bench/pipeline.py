@@ -2,12 +2,15 @@
 
 Server, intake and worker are processes of their own over a fresh ledger; the engine is a fake one
 that costs nothing behind the real worker. One batch of chat lines goes from upload to download.
-For each stage: wall time, lines a second, CPU seconds of each role; then the roles' peak memory.
+For each stage: wall time, lines a second, CPU seconds of each role; then the worker's CPU time a line
+as the batch fills, and the roles' peak memory. Every line is looked for in the output file, once and
+in its place, and in the worker's own count of lines settled.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -33,6 +36,7 @@ _ENGINE: Final = {"block_rows": 4_096, "max_context_tokens": 4_096}
 _TEXT: Final = "Name the harbour that the ship calls at next, and what it unloads there. " * 4
 _START_LIMIT_S: Final = 120.0
 _POLL_S: Final = 0.1
+_PARTS: Final = 4
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -41,10 +45,18 @@ class Stages:
 
     processes: Mapping[str, int]
     marks: list[tuple[str, float, dict[str, float]]] = dataclasses.field(default_factory=list)
+    progress: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    """Lines completed, and the worker's CPU seconds by then."""
 
     def end(self, name: str) -> None:
         cpu_s = {role: cpu_time_s(process_id) for role, process_id in self.processes.items()}
         self.marks.append((name, time.monotonic(), cpu_s))
+
+    def look(self, batch: Batch) -> None:
+        """Whenever lines were completed since the last look."""
+        num_completed = batch.request_counts.completed if batch.request_counts else 0
+        if not self.progress or num_completed > self.progress[-1][0]:
+            self.progress.append((num_completed, cpu_time_s(self.processes["worker"])))
 
 
 def cpu_time_s(process_id: int) -> float:
@@ -93,6 +105,7 @@ def carry(client: OpenAI, path: Path, stages: Stages) -> Batch:
         while batch.status in statuses:
             time.sleep(_POLL_S)
             batch = client.batches.retrieve(batch.id)
+            stages.look(batch)
         stages.end(name)
     assert batch.status == "completed", batch
     assert batch.output_file_id is not None
@@ -100,6 +113,32 @@ def carry(client: OpenAI, path: Path, stages: Stages) -> Batch:
         answer.stream_to_file(path.with_suffix(".out"))
     stages.end("download")
     return batch
+
+
+def check(answers: Path, reports: Path, num_lines: int) -> None:
+    """Each line is answered once and in its place, and was settled once."""
+    with answers.open("rb") as stream:
+        found = [json.loads(line)["custom_id"] for line in stream]
+    assert found == [f"line-{index}" for index in range(num_lines)]
+
+    def num_settled() -> int:
+        return sum(json.loads(path.read_text())["num_settled_lines"] for path in reports.iterdir())
+
+    wait_until(lambda: reports.is_dir() and num_settled() >= num_lines, limit_s=_START_LIMIT_S)
+    assert num_settled() == num_lines
+
+
+def show_growth(stages: Stages) -> None:
+    """The worker's CPU time a line in each part of the batch."""
+    last = stages.progress[-1][0]
+    marks = [stages.progress[0]]
+    for part in range(1, _PARTS + 1):
+        marks.append(next(mark for mark in stages.progress if mark[0] >= last * part // _PARTS))
+    costs = [
+        1e3 * (later_s - earlier_s) / max(1, later - earlier)
+        for (earlier, earlier_s), (later, later_s) in itertools.pairwise(marks)
+    ]
+    print("worker cpu ms a line, part by part: " + " ".join(f"{cost:.3f}" for cost in costs))
 
 
 def show(stages: Stages, num_lines: int) -> None:
@@ -136,11 +175,10 @@ def main() -> None:
         path = folder / "in.jsonl"
         with path.open("wb") as stream:
             stream.writelines(chat_lines(num_lines))
-        witness = {"witness": str(folder / "witness.jsonl")}
         with (
             server_process(settings) as (server, url),
             role("intake", settings, {}) as intake,
-            role("worker", settings, {**_ENGINE, **witness}) as worker,
+            role("worker", settings, _ENGINE) as worker,
             OpenAI(base_url=f"{url}/v1", api_key="any") as client,
         ):
             wait_until(lambda: bool(client.models.list().data), limit_s=_START_LIMIT_S)
@@ -148,6 +186,8 @@ def main() -> None:
             batch = carry(client, path, stages)
             print(f"{num_lines} lines, {path.stat().st_size / 1e6:.1f} MB in")
             show(stages, num_lines)
+            show_growth(stages)
+            check(path.with_suffix(".out"), settings.state_dir / "reports", num_lines)
         assert batch.request_counts is not None
         assert batch.request_counts.completed == num_lines
 

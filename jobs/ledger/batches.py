@@ -204,10 +204,16 @@ def counting(batch_id: str) -> Select[Any]:
     )
 
 
-def _derived(connection: Connection, batch_id: str) -> tuple[RequestCounts, TokenUsage]:
-    total = connection.execute(
-        select(func.count()).select_from(lines).where(lines.c.batch_id == batch_id)
+def num_lines(connection: Connection, batch_id: str) -> int:
+    """How many lines were recorded: they are numbered without gaps, so that the last one tells."""
+    last = connection.execute(
+        select(func.max(lines.c.line_index)).where(lines.c.batch_id == batch_id)
     ).scalar_one()
+    return 0 if last is None else int(last) + 1
+
+
+def _derived(connection: Connection, batch_id: str) -> tuple[RequestCounts, TokenUsage]:
+    total = num_lines(connection, batch_id)
     rows = connection.execute(counting(batch_id)).all()
     by_outcome = {row.outcome: row for row in rows}
     counted = {outcome: row.num_lines for outcome, row in by_outcome.items()}

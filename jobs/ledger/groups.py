@@ -6,8 +6,9 @@ from typing import Final
 from sqlalchemy import Connection, func, insert, select
 
 from jobs.batch import BatchStatus
+from jobs.ledger.batches import num_lines
 from jobs.ledger.database import Database
-from jobs.ledger.tables import batches, line_groups, lines, results
+from jobs.ledger.tables import batches, line_groups, results
 from jobs.line import Outcome
 from jobs.line_group import LineGroup, OutputGroup, WaitingBatch
 
@@ -50,17 +51,14 @@ def insert_groups(connection: Connection, batch_id: str, groups: Sequence[LineGr
 
 
 def _waiting(connection: Connection, batch_id: str) -> WaitingBatch:
-    total, settled = (
-        connection.execute(
-            select(func.count()).select_from(table).where(table.c.batch_id == batch_id)
-        ).scalar_one()
-        for table in (lines, results)
-    )
+    settled = connection.execute(
+        select(func.count()).select_from(results).where(results.c.batch_id == batch_id)
+    ).scalar_one()
     query = select(line_groups).where(line_groups.c.batch_id == batch_id)
     rows = connection.execute(query.order_by(line_groups.c.group_index)).all()
     return WaitingBatch(
         batch_id=batch_id,
-        num_open=total - settled,
+        num_open=num_lines(connection, batch_id) - settled,
         groups=tuple(
             LineGroup(
                 num_lines=row.num_lines,

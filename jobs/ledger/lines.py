@@ -89,13 +89,13 @@ class LineRecords:
 
     def unsettled(self, batch_id: str, shard_index: int) -> list[LineRecord]:
         """The shard's lines that have no result yet, in input order."""
-        query = (
-            select(lines)
-            .where(lines.c.batch_id == batch_id, lines.c.shard_index == shard_index, _unsettled())
-            .order_by(lines.c.line_index)
+        query = select(lines).where(
+            lines.c.batch_id == batch_id, lines.c.shard_index == shard_index, _unsettled()
         )
         with self._database.reading() as connection:
-            return [_line(row) for row in connection.execute(query).all()]
+            found = [_line(row) for row in connection.execute(query).all()]
+        # Not by the database: SQLite would walk the whole batch in order rather than sort a shard.
+        return sorted(found, key=lambda line: line.index)
 
     def record(self, found: Sequence[ResultRecord]) -> None:
         """Commit results, durably, before anyone counts them. A line's first result stays."""
@@ -132,13 +132,16 @@ class LineRecords:
             .order_by(lines.c.line_index)
             .limit(_INSERT_ROWS)
         )
+        last = -1
         while True:
             with self._database.writing() as connection:
-                rest = [_line(row) for row in connection.execute(query).all()]
+                coming = query.where(lines.c.line_index > last)
+                rest = [_line(row) for row in connection.execute(coming).all()]
                 if not rest:
                     return
                 settled = [unrun_result(batch_id, line, outcome) for line in rest]
                 self._insert_results(connection, settled)
+            last = rest[-1].index
 
     def rows(self, batch_id: str, outcomes: Iterable[Outcome]) -> Iterator[str]:
         """Result rows (JSON text) of those outcomes in input order, a few hundred held at a time."""
@@ -184,8 +187,10 @@ class LineRecords:
 
 
 def _is_done(connection: Connection, batch_id: str) -> bool:
+    # Spelled out, so that the index leads there past all that are done.
+    undone = [state for state in ShardState if state is not ShardState.DONE]
     rest = select(shards.c.shard_index).where(
-        shards.c.batch_id == batch_id, shards.c.state != ShardState.DONE
+        shards.c.batch_id == batch_id, shards.c.state.in_(undone)
     )
     return connection.execute(rest.limit(1)).one_or_none() is None
 

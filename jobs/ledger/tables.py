@@ -126,9 +126,11 @@ shards = Table(
     Column("shard_index", Integer, nullable=False),
     Column("state", String(8), nullable=False),
     PrimaryKeyConstraint("batch_id", "shard_index"),
-    Index("shards_by_state", "batch_id", "state"),
+    Index("shards_by_state", "batch_id", "state", "shard_index"),
 )
 
+# Ordered by an index, not WITHOUT ROWID: there whole rows stand in every node of the tree, four to
+# a page, and it grows deep.
 results = Table(
     "results",
     METADATA,
@@ -149,7 +151,6 @@ results = Table(
         "cached_tokens",
         "output_tokens",
     ),
-    sqlite_with_rowid=False,
 )
 
 # A batch's lines summed up by like size (`jobs.line_group`): a plan never reads the lines themselves.

@@ -25,7 +25,7 @@ def main(role: str, options: dict[str, Any]) -> None:
     if role == "intake":
         run_intake(settings, load_tokenizer=lambda _: FakeTokenizer())
         return
-    witness = Path(options.pop("witness"))
+    witness = Path(options.pop("witness")) if "witness" in options else None
     loads_left = iter(range(int(options.pop("num_reloads", 0))))
 
     def load_engine(_: Settings, waiting: Sequence[WaitingBatch]) -> Loaded:
