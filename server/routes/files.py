@@ -36,8 +36,18 @@ _FORM: Final[dict[str, Any]] = {
     },
 }
 _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
-_CONTENT: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {"application/octet-stream": {}, "application/jsonl": {}}}
+_BYTES: Final[dict[str, Any]] = {
+    "content": dict.fromkeys(
+        ("application/octet-stream", "application/jsonl"),
+        {"schema": {"type": "string", "format": "binary"}},
+    )
+}
+_CONTENT: Final[dict[int | str, dict[str, Any]]] = {200: _BYTES, 206: _BYTES}
+_RANGE: Final[dict[str, Any]] = {
+    "parameters": [
+        {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
+        for name in ("range", "if-range")
+    ]
 }
 
 
@@ -96,7 +106,12 @@ def delete_file(file_id: str, ledger: LedgerDep, files: FilesDep) -> FileDeleted
     return FileDeleted(id=file_id)
 
 
-@router.get("/v1/files/{file_id}/content", response_class=Response, responses=_CONTENT)
+@router.get(
+    "/v1/files/{file_id}/content",
+    response_class=Response,
+    responses=_CONTENT,
+    openapi_extra=_RANGE,
+)
 def get_content(file_id: str, request: Request, ledger: LedgerDep, files: FilesDep) -> Response:
     file = ledger.files.get(file_id)
     if file.purpose in _NOT_DOWNLOADABLE:

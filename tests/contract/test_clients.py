@@ -1,6 +1,8 @@
-"""Checklist 135: the same flow with the client in its major lines."""
+"""Checklist 135: the same flow with the client in its major lines, and with the one for Node."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -10,7 +12,8 @@ import pytest
 
 from tests.support.service import Service
 
-_FLOW = Path(__file__).parents[1] / "clients" / "flow.py"
+_CLIENTS = Path(__file__).parents[1] / "clients"
+_FLOW = _CLIENTS / "flow.py"
 OLDER = ("1.109.1", "2.54.0")
 
 
@@ -40,3 +43,23 @@ def test_135_the_flow_with_an_older_client(service: Service, tmp_path: Path, ver
     install = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
     subprocess.run([*install, f"openai=={version}"], check=True)
     assert ran(python, service.url) == f"openai {version}: all well\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("npm") is None, reason="no Node here: its client is not tried")
+def test_the_flow_with_the_client_for_node(service: Service, tmp_path: Path) -> None:
+    """Needs a package index. Installed as its lock says, checked by its hashes."""
+    folder = shutil.copytree(_CLIENTS / "node", tmp_path / "node")
+    install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    subprocess.run(install, cwd=folder, check=True, timeout=300)
+    done = subprocess.run(
+        ["node", "flow.mjs", service.url],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    version = json.loads((folder / "package.json").read_text())["dependencies"]["openai"]
+    assert done.stdout == f"openai for Node {version}: all well\n"
