@@ -37,10 +37,10 @@ _FORM: Final[dict[str, Any]] = {
 }
 _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
 _BYTES: Final[dict[str, Any]] = {
-    "content": dict.fromkeys(
-        ("application/octet-stream", "application/jsonl"),
-        {"schema": {"type": "string", "format": "binary"}},
-    )
+    "content": {
+        kind: {"schema": {"type": "string", "format": "binary"}}
+        for kind in ("application/octet-stream", "application/jsonl")
+    }
 }
 _CONTENT: Final[dict[int | str, dict[str, Any]]] = {200: _BYTES, 206: _BYTES}
 _RANGE: Final[dict[str, Any]] = {
