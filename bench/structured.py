@@ -4,8 +4,9 @@
 
 Blocks of lines with a schema and blocks of the same lengths without one take turns on one engine, so
 that both meet the same weather. Costs are CPU seconds of the process for each generated token; the
-masks alone are timed once more, over the tokens that were generated. Exits with 1 if one answer
-does not parse or does not fit its schema.
+masks alone are timed once more, over the tokens that were generated. Each block tells what it took, so
+that a run that is cut off has shown something. Exits with 1 if one answer does not parse or does not
+fit its schema.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from engine.planning.planners.fixed import plan_fixed
 from engine.tokenizer import Tokenizer
 
 _MAX_TOKENS: Final = 256
-_BLOCK_LINES: Final = 40
+_BLOCK_LINES: Final = 100  # as many as the policy carries, so that few sweeps carry the last few
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -95,6 +96,21 @@ def fault_of(answer: Completion) -> str | None:
     return None
 
 
+def taking_turns(
+    engine: Engine, prompts: Sequence[Prompt], held: Cost, free: Cost
+) -> Iterator[Completion]:
+    """The answers held to their schemas; after each block the same lengths without."""
+    for start in range(0, len(prompts), _BLOCK_LINES):
+        began_s = time.monotonic()
+        some = prompts[start : start + _BLOCK_LINES]
+        found = run(engine, some, held)
+        run(engine, free_prompts(some, found), free)
+        num_fitting = sum(fault_of(answer) is None for answer in found)
+        taken_s = time.monotonic() - began_s
+        print(f"{num_fitting} of {len(found)} lines fit; {taken_s:.0f} s", flush=True)
+        yield from found
+
+
 def mask_cost(
     tokenizer: Tokenizer, prompts: Sequence[Prompt], answers: Sequence[Completion]
 ) -> Cost:
@@ -125,16 +141,12 @@ def main() -> int:
     arguments = parser.parse_args()
     tokenizer = Tokenizer.load(arguments.model)
     prompts = list(held_prompts(tokenizer, arguments.lines))
-    held, free, answers = Cost(), Cost(), []
+    held, free = Cost(), Cost()
     with tempfile.TemporaryDirectory() as spill:
         budgets = measure_budgets(spill_dir=Path(spill), gpu_bytes=0)
         policy = lambda shape, have: plan_fixed(shape, have, Wishes())  # noqa: E731
         with Engine.load(arguments.model, budgets=budgets, policy=policy) as engine:
-            for start in range(0, len(prompts), _BLOCK_LINES):
-                some = prompts[start : start + _BLOCK_LINES]
-                found = run(engine, some, held)
-                run(engine, free_prompts(some, found), free)
-                answers += found
+            answers = list(taking_turns(engine, prompts, held, free))
     faults = [fault for answer in answers if (fault := fault_of(answer)) is not None]
     masks = mask_cost(tokenizer, prompts, answers)
     print(f"{len(answers) - len(faults)} of {len(answers)} answers fit {len(SCHEMAS)} schemas")
