@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 MODEL  := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo serve model test slow clients gpu coverage-models docs-models docs-bodies bench bench-peers bench-offload bench-gpu fmt lint types imports tests lock clean
+.PHONY: setup demo serve model test slow clients fuzz gpu coverage-models docs-models docs-bodies bench bench-peers bench-offload bench-gpu fmt lint types imports tests lock clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
@@ -63,9 +63,14 @@ tests:
 slow: setup model
 	$(BIN)/python -m pytest -m slow
 
-# The official client in its older major lines, each in an environment of its own; needs an index.
+# The official client in its older major lines, and the one for Node where there is one, each in an
+# environment of its own; needs an index.
 clients: setup
 	$(BIN)/python -m pytest -m slow tests/contract/test_clients.py
+
+# Requests made up from the server's own OpenAPI, by a tool in an environment of its own; needs an index.
+fuzz: setup
+	$(BIN)/python -m pytest -m slow tests/contract/test_fuzz.py
 
 # The same engine on a CUDA device; fails where there is none.
 gpu: setup
@@ -110,12 +115,13 @@ bench-peers: setup
 	$(BIN)/python -m bench.peers
 
 # Only a maintainer needs uv. torch stays out of every lock, see above.
-COMPILE := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 \
            --generate-hashes --no-strip-extras --no-emit-index-url --no-header
 lock:
-	$(COMPILE) --output-file requirements/server.lock
-	$(COMPILE) --extra engine --output-file requirements/worker.lock
-	$(COMPILE) --extra engine --group dev --no-emit-package torch --output-file requirements/dev.lock
+	$(COMPILE) pyproject.toml --output-file requirements/server.lock
+	$(COMPILE) pyproject.toml --extra engine --output-file requirements/worker.lock
+	$(COMPILE) pyproject.toml --extra engine --group dev --no-emit-package torch --output-file requirements/dev.lock
+	$(COMPILE) --group fuzz --output-file requirements/fuzz.lock
 
 # The model stays: it is the one thing that is slow to get again.
 clean:

@@ -1,0 +1,36 @@
+"""Requests made up from the server's own OpenAPI: no 5xx, and every answer is one that it promises."""
+
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.support.server import Running
+
+_LOCK = Path(__file__).parents[2] / "requirements" / "fuzz.lock"
+_CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+    "positive_data_acceptance",
+    "negative_data_rejection",
+)
+
+
+@pytest.mark.slow
+def test_every_answer_to_what_the_openapi_suggests_is_promised_there(
+    fresh: Running, tmp_path: Path
+) -> None:
+    """Needs a package index. The seed is fixed: what it finds, it finds again."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    programs = tmp_path / "venv" / "bin"
+    pip = [programs / "python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "install", "--require-hashes", "-r", _LOCK], check=True)
+    command = [programs / "schemathesis", "--no-color", "run", f"{fresh.url}/openapi.json"]
+    options = ["--seed", "1", "--max-examples", "100", "--checks", ",".join(_CHECKS)]
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr
