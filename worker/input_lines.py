@@ -24,7 +24,7 @@ def input_lines(stream: BinaryIO, *, max_line_bytes: int) -> Iterator[InputLine]
     if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
         offset_bytes = len(codecs.BOM_UTF8)
     stream.seek(offset_bytes)
-    while raw := stream.readline(max_line_bytes + 1):
+    while raw := stream.readline(max_line_bytes + len(b"\r\n")):
         number += 1
         content = raw.rstrip(b"\r\n")
         if len(content) > max_line_bytes:

@@ -45,7 +45,9 @@ pieces = st.sampled_from(
         b'{"a":' * 30,
         b"-1e999",
         b"9" * 150,
+        b"x" * MAX_LINE_BYTES,
         b"x" * (MAX_LINE_BYTES + 1),
+        b"x" * MAX_LINE_BYTES + b"\r",
     ]
 )
 files = st.tuples(
