@@ -19,15 +19,17 @@ class InputLine:
 
 def input_lines(stream: BinaryIO, *, max_line_bytes: int) -> Iterator[InputLine]:
     """Lines from the stream's start, wherever it stands: a byte order mark is skipped, blank lines only counted."""
+    limit_bytes = max_line_bytes + len(b"\r\n")
     offset_bytes = number = 0
     stream.seek(0)
     if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
         offset_bytes = len(codecs.BOM_UTF8)
     stream.seek(offset_bytes)
-    while raw := stream.readline(max_line_bytes + len(b"\r\n")):
+    while raw := stream.readline(limit_bytes):
         number += 1
         content = raw.rstrip(b"\r\n")
-        if len(content) > max_line_bytes:
+        is_cut = len(raw) == limit_bytes and not raw.endswith(b"\n")
+        if is_cut or len(content) > max_line_bytes:
             yield InputLine(number=number, offset_bytes=offset_bytes, raw=None)
             _skip_rest(stream, raw)
         elif content.strip():
