@@ -97,7 +97,7 @@ def parse_request_line(
     except UnicodeDecodeError:
         return None, [_not_json(line, "This line is not valid UTF-8.")]
     try:
-        data = json.loads(text, **_STRICT)
+        data = _STRICT.decode(text)
     except (ValueError, RecursionError):
         return None, [_not_json(line, "This line is not parseable as valid JSON.")]
     if not isinstance(data, dict):
@@ -303,9 +303,7 @@ def _finite(text: str) -> float:
     return number
 
 
-_STRICT: Final[Mapping[str, Any]] = {
-    "object_pairs_hook": _unique_keys,
-    "parse_constant": _no_constant,
-    "parse_float": _finite,
-}
+_STRICT: Final = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
+)
 """How a line is read: no duplicate keys, and no numbers that are not finite."""
