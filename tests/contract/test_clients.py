@@ -45,10 +45,23 @@ def test_135_the_flow_with_an_older_client(service: Service, tmp_path: Path, ver
     assert ran(python, service.url) == f"openai {version}: all well\n"
 
 
+def test_the_lock_for_node_has_hashes_and_names_no_registry() -> None:
+    lock = json.loads((_CLIENTS / "node" / "package-lock.json").read_text())
+    root = lock["packages"].pop("")
+    assert (
+        root["dependencies"]
+        == json.loads((_CLIENTS / "node" / "package.json").read_text())["dependencies"]
+    )
+    assert lock["packages"]["node_modules/openai"]["version"] == root["dependencies"]["openai"]
+    for package in lock["packages"].values():
+        assert package["integrity"].startswith("sha512-")
+        assert "resolved" not in package
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="no Node here: its client is not tried")
 def test_the_flow_with_the_client_for_node(service: Service, tmp_path: Path) -> None:
-    """Needs a package index. Installed as its lock says, checked by its hashes."""
+    """Needs a package index. Its newest line that runs on Node 20, as the lock says, hashes checked."""
     folder = shutil.copytree(_CLIENTS / "node", tmp_path / "node")
     install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     subprocess.run(install, cwd=folder, check=True, timeout=300)

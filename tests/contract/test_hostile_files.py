@@ -114,7 +114,7 @@ REPEATED: dict[str, tuple[bytes, str]] = {
 def test_repetition_is_judged_in_bounded_memory(kind: str) -> None:
     piece, code = REPEATED[kind]
     raw = io.BytesIO(piece * (MIB // 4 // len(piece)))
-    with at_most(MIB // 8):
+    with at_most(MIB // 5):  # skipping what is too long holds 64 KiB, twice
         faults = inspection().look(input_lines(raw, max_line_bytes=MAX_LINE_BYTES))
     assert faults[-1].code == code
 

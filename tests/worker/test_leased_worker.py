@@ -51,6 +51,7 @@ def test_a_worker_beats_on_whatever_a_beat_meets(box: Box, monkeypatch: pytest.M
 
 def test_a_beat_renews_all_that_is_held_and_revives_nothing(box: Box) -> None:
     worker = LeasedWorker(BLOCK_QUEUE, connection=box.redis, lease_s=30, stall_s=60)
+    worker.register_birth()
     for index in range(3):
         box.doorbell.shard("batch_x", index)
     claims = [worker.claim(job) for _ in range(3) if (job := worker.next_job())]

@@ -4,8 +4,7 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { createRequire } from "node:module";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -33,7 +32,9 @@ async function main(url) {
   await paged(client);
   await unknown(client);
   await conflicting(client, () => numRequests);
-  const { version } = createRequire(import.meta.url)("openai/package.json");
+  const { version } = JSON.parse(
+    await readFile(new URL("node_modules/openai/package.json", import.meta.url)),
+  );
   console.log(`openai for Node ${version}: all well`);
 }
 
