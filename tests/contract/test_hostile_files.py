@@ -230,7 +230,7 @@ def test_a_files_name_leads_nowhere(http: httpx2.Client, running: Running, name:
     head = http.get(f"/v1/files/{file['id']}/content").headers["content-disposition"]
     assert head.startswith('attachment; filename="')
     assert "\n" not in head
-    plain, _, quoted = head.partition("; filename*=UTF-8''")
+    plain, _, quoted = head.rpartition("; filename*=UTF-8''")
     assert plain.count('"') == 2
     assert "/" not in quoted
     upload = {"filename": name, "purpose": "batch", "bytes": 3, "mime_type": "../../x"}
