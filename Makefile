@@ -64,9 +64,9 @@ slow: setup model
 	$(BIN)/python -m pytest -m slow
 
 # The official client in its older major lines, and the one for Node where there is one, each in an
-# environment of its own; needs an index.
+# environment of its own, and the client's own resource tests; needs an index.
 clients: setup
-	$(BIN)/python -m pytest -m slow tests/contract/test_clients.py
+	$(BIN)/python -m pytest -m slow tests/contract/test_clients.py tests/contract/test_upstream.py
 
 # Requests made up from the server's own OpenAPI, by a tool in an environment of its own; needs an index.
 fuzz: setup

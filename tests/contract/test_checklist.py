@@ -17,7 +17,6 @@ NOT_BUILT_YET = {
     128: "embeddings",
     133: "webhooks",
     134: "webhooks",
-    136: "the client's own resource tests, which ask for a server with fixed ids",
 }
 NEVER_HAPPENS = {
     95: "the engine runs in the worker's process: a line has no timeout that could end it alone",
