@@ -14,9 +14,9 @@ _CHECKS = (
     "status_code_conformance",
     "content_type_conformance",
     "response_schema_conformance",
-    "positive_data_acceptance",
     "negative_data_rejection",
 )
+"""Not that what fits a schema is taken: no schema knows which ids there are, or what a file holds."""
 
 
 @pytest.mark.slow
@@ -26,9 +26,9 @@ def test_every_answer_to_what_the_openapi_suggests_is_promised_there(
     """Needs a package index. The seed is fixed: what it finds, it finds again."""
     venv.create(tmp_path / "venv", with_pip=True)
     programs = tmp_path / "venv" / "bin"
-    pip = [programs / "python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "install", "--require-hashes", "-r", _LOCK], check=True)
-    command = [programs / "schemathesis", "--no-color", "run", f"{fresh.url}/openapi.json"]
+    pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "install", "--require-hashes", "-r", str(_LOCK)], check=True)
+    command = [str(programs / "schemathesis"), "--no-color", "run", f"{fresh.url}/openapi.json"]
     options = ["--seed", "1", "--max-examples", "100", "--checks", ",".join(_CHECKS)]
     done = subprocess.run(
         [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -73,10 +73,10 @@ def test_any_file_is_judged_line_by_line(raw: bytes) -> None:
     """Against the file split in one go: which lines there are, where, and what is said of them."""
     offset = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
     expected = []
-    for number, line in enumerate(raw[offset:].split(b"\n"), start=1):
-        if line.strip():
+    for number, piece in enumerate(raw[offset:].split(b"\n"), start=1):
+        if piece.strip():
             expected.append((number, offset))
-        offset += len(line) + 1
+        offset += len(piece) + 1
     found = list(input_lines(io.BytesIO(raw), max_line_bytes=MAX_LINE_BYTES))
     assert [(line.number, line.offset_bytes) for line in found] == expected
     for line in found:

@@ -53,7 +53,7 @@ def table() -> dict[str, APIRoute]:
         for router in ROUTES
         for route in router.routes
         if isinstance(route, APIRoute)
-        for method in route.methods
+        for method in route.methods or ()
     }
 
 

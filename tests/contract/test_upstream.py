@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from redis import Redis
 
 from jobs.ledger.ledger import Ledger, Model
 from jobs.settings import Settings
@@ -44,8 +43,8 @@ def test_136_the_clients_own_resource_tests(tmp_path: Path, contract_redis_url: 
     app = FixedIds(create_app(settings), ledger, store, part_ids=("string",))
     app.make_file("input_file_id")
     left_out = " or ".join(f"({each})" for each in NOT_SO_HERE)
-    command = [tmp_path / "venv" / "bin" / "python", "-m", "pytest", "-q", "-o", "addopts="]
-    with serving(app) as url, Redis.from_url(contract_redis_url):
+    command = [str(tmp_path / "venv" / "bin" / "python"), "-m", "pytest", "-q", "-o", "addopts="]
+    with serving(app) as url:
         done = subprocess.run(
             [*command, "-k", f"not ({left_out})", *(f"tests/api_resources/{x}" for x in SUITES)],
             cwd=folder,
@@ -61,10 +60,11 @@ def test_136_the_clients_own_resource_tests(tmp_path: Path, contract_redis_url: 
 def unpacked(folder: Path) -> Path:
     """The client's source, with an environment beside it in which its tests run."""
     venv.create(folder / "venv", with_pip=True)
-    pip = [folder / "venv" / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "-q"]
+    python = str(folder / "venv" / "bin" / "python")
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", f"openai[aiohttp]=={VERSION}", *TOOLS], check=True)
     source = ["download", "--no-deps", "--no-binary", "openai", f"openai=={VERSION}"]
-    subprocess.run([*pip, *source, "--dest", folder], check=True)
+    subprocess.run([*pip, *source, "--dest", str(folder)], check=True)
     with tarfile.open(folder / f"openai-{VERSION}.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     return folder / f"openai-{VERSION}"

@@ -51,14 +51,15 @@ def test_a_worker_beats_on_whatever_a_beat_meets(box: Box, monkeypatch: pytest.M
 
 def test_a_beat_renews_all_that_is_held_and_revives_nothing(box: Box) -> None:
     worker = LeasedWorker(BLOCK_QUEUE, connection=box.redis, lease_s=30, stall_s=60)
-    worker.register_birth()
+    worker.register_birth()  # type: ignore[no-untyped-call]
     for index in range(3):
         box.doorbell.shard("batch_x", index)
     claims = [worker.claim(job) for _ in range(3) if (job := worker.next_job())]
     for claim in claims:
         worker.start(claim)
     leases = box.queue.started_job_registry.key
-    box.redis.zadd(leases, dict.fromkeys(box.redis.zrange(leases, 0, -1), 1.0))
+    for name in box.redis.zrange(leases, 0, -1):
+        box.redis.zadd(leases, {str(name, "ascii"): 1.0})
     gone, *held = (claim.job for claim in claims)
     box.redis.delete(gone.key)  # finished between the worker's look and its beat
     worker._beat()
