@@ -58,8 +58,8 @@ def test_a_beat_renews_all_that_is_held_and_revives_nothing(box: Box) -> None:
     for claim in claims:
         worker.start(claim)
     leases = box.queue.started_job_registry.key
-    for name in box.redis.zrange(leases, 0, -1):
-        box.redis.zadd(leases, {str(name, "ascii"): 1.0})
+    for claim in claims:
+        box.redis.zadd(leases, {f"{claim.job.id}:{claim.execution.id}": 1.0})
     gone, *held = (claim.job for claim in claims)
     box.redis.delete(gone.key)  # finished between the worker's look and its beat
     worker._beat()
