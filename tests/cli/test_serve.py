@@ -129,7 +129,7 @@ def test_children_get_the_settings_and_no_variable_that_these_leave_out(
 
 
 def test_the_command_that_a_ready_server_shows_can_be_typed(tmp_path: Path) -> None:
-    shown = _ready_text("http://127.0.0.1:8000").strip().splitlines()[1]
+    shown = _ready_text("http://127.0.0.1:8000", has_keys=False).strip().splitlines()[1]
     *command, file, option, url = shlex.split(shown)
     assert (file, option, url) == ("requests.jsonl", "--url", "http://127.0.0.1:8000")
     done = subprocess.run(
