@@ -66,8 +66,7 @@ class FileRecords:
         """It is the scope's, if that is one tenant's. Raises QuotaError."""
         with self._database.writing(alone=self._scope.tenant) as connection:
             check_stored_bytes(connection, self._scope.caller, file.num_bytes)
-            row = dataclasses.asdict(file) | {"tenant": self._scope.owner_of_new(file.tenant)}
-            connection.execute(insert(files).values(**row))
+            connection.execute(insert(files).values(**self._row(file)))
 
     def check_room(self) -> None:
         """Raises QuotaError if not one byte more may be stored."""
@@ -77,9 +76,10 @@ class FileRecords:
     def add_once(self, file: File) -> None:
         """Add the record unless its id is there: whoever writes a result file again adds no second."""
         with self._database.writing() as connection:
-            connection.execute(
-                self._database.insert_or_ignore(files).values(**dataclasses.asdict(file))
-            )
+            connection.execute(self._database.insert_or_ignore(files).values(**self._row(file)))
+
+    def _row(self, file: File) -> dict[str, Any]:
+        return dataclasses.asdict(file) | {"tenant": self._scope.owner_of_new(file.tenant)}
 
     def get(self, file_id: str) -> File:
         """Raises NotFoundError for unknown, deleted and expired files alike."""

@@ -1,5 +1,6 @@
 """`freight serve` as one program: up, stopped in order, and gone with all that it started."""
 
+import dataclasses
 import os
 import shlex
 import signal
@@ -123,7 +124,7 @@ def test_children_get_the_settings_and_no_variable_that_these_leave_out(
 ) -> None:
     monkeypatch.setenv("FREIGHT_DATABASE_URL", "postgresql://somewhere/ledger")
     settings = Settings(state_dir=tmp_path, model="some.gguf")
-    environment = _child_environment(settings)
+    environment = _child_environment(dataclasses.replace(settings, api_key="secret"))
     assert environment["PATH"] == os.environ["PATH"]
     assert Settings.from_environment(environment) == settings
 

@@ -1,12 +1,26 @@
 """A server that asks for keys, and clients of it that show different ones."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import httpx2
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from openai import OpenAI
 
 from jobs.tenant import Limits
 from tests.support.server import Running
+
+
+def operations(routers: Iterable[APIRouter]) -> list[tuple[str, str]]:
+    """Method and path of each of their routes, as the table of routes has them."""
+    return [
+        (method, route.path)
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in sorted(route.methods)
+    ]
 
 
 class Tenants:
