@@ -132,7 +132,7 @@ def test_the_endpoint_is_what_the_lines_ask_for(url: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("key", "shown"), [("sk-x", "Bearer sk-x"), ("", "Bearer none")])
 def test_the_key_of_the_settings_is_shown(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, shown: str
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, key: str, shown: str
 ) -> None:
     monkeypatch.setenv("FREIGHT_API_KEY", key)
     state = {"status": "completed", "request_counts": _counts(1, 1), "output_file_id": "file-o"}

@@ -7,7 +7,7 @@ import dataclasses
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx2
@@ -21,7 +21,7 @@ from tests.support.tenants import Tenants, operations
 from tests.support.wire import error_of, form, request_lines
 
 INPUT = request_lines(2)
-CREATE = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+CREATE: dict[str, Any] = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 IDS = ("file_id", "batch_id", "upload_id")
 
 
@@ -218,7 +218,7 @@ def test_048_no_upload_takes_anothers_parts(tenants: Tenants, mine: Belongings) 
 
 
 def test_048_an_idempotency_key_is_each_tenants_own(tenants: Tenants) -> None:
-    name = {"extra_headers": {"Idempotency-Key": secrets.token_hex(8)}}
+    name: dict[str, Any] = {"extra_headers": {"Idempotency-Key": secrets.token_hex(8)}}
     made = []
     for client in (tenants.mine, tenants.theirs, tenants.mine, tenants.theirs):
         file = client.files.create(file=INPUT, purpose="batch")
@@ -238,7 +238,7 @@ def test_048_an_idempotency_key_is_each_tenants_own(tenants: Tenants) -> None:
 
 def test_048_the_official_client_is_told_not_found(tenants: Tenants, mine: Belongings) -> None:
     theirs = tenants.theirs
-    for attempt in (
+    attempts: list[Callable[[], object]] = [
         lambda: theirs.files.retrieve(mine.file_id),
         lambda: theirs.files.content(mine.file_id),
         lambda: theirs.files.delete(mine.file_id),
@@ -247,7 +247,8 @@ def test_048_the_official_client_is_told_not_found(tenants: Tenants, mine: Belon
         lambda: theirs.uploads.cancel(mine.upload_id),
         lambda: theirs.uploads.parts.create(mine.upload_id, data=b"x"),
         lambda: theirs.uploads.complete(mine.upload_id, part_ids=[mine.part_id]),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(openai.NotFoundError):
             attempt()
     assert tenants.mine.files.content(mine.file_id).read() == INPUT
