@@ -40,21 +40,21 @@ class BatchRecords:
         self._database = database
         self._scope = scope
         self._owned = scope.owns(batches)
-        self._names_of = scope.owner_of_new(DEFAULT_TENANT)
+        self._tenant = scope.owner_of_new(DEFAULT_TENANT)
 
     def add(self, batch: Batch, *, key: IdempotencyKey | None = None) -> bool:
         """False, and nothing written, if the key stands for a batch already. The batch is the
         scope's, if that is one tenant's, and under its caller's limits. Raises RateLimitError.
         """
         with self._database.writing(alone=self._scope.tenant) as connection:
-            if key is not None and _keyed(connection, key, self._names_of) is not None:
+            if key is not None and _keyed(connection, key, self._tenant) is not None:
                 return False
             check_batches_per_hour(connection, self._scope.caller)
-            connection.execute(insert(batches).values(**self._row(batch)))
+            connection.execute(insert(batches).values(**_row(self._claimed(batch))))
             if key is not None:
                 connection.execute(
                     insert(idempotency_keys).values(
-                        tenant=self._names_of,
+                        tenant=self._tenant,
                         key=key.key,
                         digest=key.digest,
                         batch_id=batch.id,
@@ -62,17 +62,17 @@ class BatchRecords:
                 )
             return True
 
-    def _row(self, batch: Batch) -> dict[str, Any]:
+    def _claimed(self, batch: Batch) -> Batch:
         caller = self._scope.caller
         if caller is None:
-            return _row(batch)
+            return batch
         limit = caller.limits.enqueued_lines
-        return _row(batch) | {"tenant": caller.tenant, "max_enqueued_lines": limit}
+        return dataclasses.replace(batch, tenant=caller.tenant, max_enqueued_lines=limit)
 
     def of_key(self, key: IdempotencyKey) -> Batch | None:
         """The batch that the key stands for. Raises ConflictError if it asked for another one."""
         with self._database.reading() as connection:
-            found = _keyed(connection, key, self._names_of)
+            found = _keyed(connection, key, self._tenant)
             if found is None:
                 return None
             if found.digest != key.digest:
