@@ -60,16 +60,16 @@ class Database:
             schema.create(connection, checkfirst=True)
             # Locked: of several that open an older ledger at once, one brings it up to date.
             version = connection.execute(select(schema.c.version).with_for_update()).scalar()
-            if version is None:
-                METADATA.create_all(connection)
-                connection.execute(insert(schema).values(version=SCHEMA_VERSION))
-            elif version > SCHEMA_VERSION:
+            if version is not None and version > SCHEMA_VERSION:
                 raise LedgerError(
                     f"the ledger has schema version {version}, this Freight knows {SCHEMA_VERSION}"
                 )
-            elif version < SCHEMA_VERSION:
+            if version is not None and version < SCHEMA_VERSION:
                 migrate(connection, version)
                 connection.execute(update(schema).values(version=SCHEMA_VERSION))
+            METADATA.create_all(connection)
+            if version is None:
+                connection.execute(insert(schema).values(version=SCHEMA_VERSION))
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:

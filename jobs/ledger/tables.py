@@ -19,7 +19,9 @@ from sqlalchemy import (
 from jobs.tenant import DEFAULT_TENANT
 
 SCHEMA_VERSION: Final = 2
-"""Higher with every change of a table; `jobs.ledger.migrations` brings older ledgers along."""
+"""Higher with every change of a table; `jobs.ledger.migrations` brings older ledgers along. Tables
+that are only new are made at every start and need none.
+"""
 METADATA: Final = MetaData()
 
 schema = Table("schema_version", METADATA, Column("version", Integer, nullable=False))
