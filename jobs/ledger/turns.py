@@ -53,7 +53,8 @@ def _part_of(connection: Connection, batch: Row[Any], ahead: int) -> int:
         )
         .group_by(batches.c.tenant)
     )
-    num_waiting = {row.tenant: row.num_batches for row in connection.execute(query).all()}
+    rows = connection.execute(query).all()
+    num_waiting: dict[str, int] = {row.tenant: row.num_batches for row in rows}
     if len(num_waiting) < 2:
         return ahead
     return math.ceil(ahead / num_waiting.get(batch.tenant, 1))

@@ -13,8 +13,8 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from openai.types import Batch
 
-from jobs.batch import BatchStatus
 from jobs.file import File, Purpose, new_file_id
 from server.routes import OPEN_ROUTES, ROUTES
 from tests.support.tenants import Tenants, operations
@@ -219,7 +219,7 @@ def test_048_no_upload_takes_anothers_parts(tenants: Tenants, mine: Belongings) 
 
 def test_048_an_idempotency_key_is_each_tenants_own(tenants: Tenants) -> None:
     name: dict[str, Any] = {"extra_headers": {"Idempotency-Key": secrets.token_hex(8)}}
-    made = []
+    made: list[Batch | None] = []
     for client in (tenants.mine, tenants.theirs, tenants.mine, tenants.theirs):
         file = client.files.create(file=INPUT, purpose="batch")
         metadata = {"whose": client.api_key[-4:]}
@@ -252,7 +252,7 @@ def test_048_the_official_client_is_told_not_found(tenants: Tenants, mine: Belon
         with pytest.raises(openai.NotFoundError):
             attempt()
     assert tenants.mine.files.content(mine.file_id).read() == INPUT
-    assert tenants.mine.batches.retrieve(mine.batch_id).status == BatchStatus.VALIDATING
+    assert tenants.mine.batches.retrieve(mine.batch_id).status == "validating"
     done = tenants.mine.uploads.complete(mine.upload_id, part_ids=[mine.part_id])
     assert done.file is not None
 

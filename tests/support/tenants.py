@@ -19,7 +19,7 @@ def operations(routers: Iterable[APIRouter]) -> list[tuple[str, str]]:
         for router in routers
         for route in router.routes
         if isinstance(route, APIRoute)
-        for method in sorted(route.methods)
+        for method in sorted(route.methods or ())
     ]
 
 
