@@ -107,6 +107,13 @@ def told(answer: httpx2.Response, found: Belongings) -> tuple[object, ...]:
     return answer.status_code, text, sorted(headers.items())
 
 
+def seen_by_owner(tenants: Tenants, found: Belongings) -> list[object]:
+    paths = (f"/v1/files/{found.file_id}", f"/v1/batches/{found.batch_id}")
+    parts = tenants.running.ledger.uploads.parts(found.upload_id)
+    upload = tenants.running.ledger.uploads.get(found.upload_id)
+    return [upload, parts, *(tenants.http_mine.get(path).json() for path in paths)]
+
+
 def with_ids() -> list[tuple[str, str]]:
     return [
         (method, path)
@@ -138,12 +145,13 @@ def test_048_every_route_is_asked_in_this_file() -> None:
 def test_048_anothers_id_is_an_unknown_id(
     tenants: Tenants, mine: Belongings, method: str, path: str
 ) -> None:
-    nobodys = unknown(mine)
+    nobodys, before = unknown(mine), seen_by_owner(tenants, mine)
     theirs = ask(tenants.http_theirs, method, path, mine)
     error_of(theirs)
     assert theirs.status_code == 404
     assert told(theirs, mine) == told(ask(tenants.http_theirs, method, path, nobodys), nobodys)
-    # Nothing of it was done: the owner still finds it all as it was, and may do it.
+    # Nothing of it was done: the owner finds it all as it was, and may do it.
+    assert seen_by_owner(tenants, mine) == before
     assert ask(tenants.http_mine, method, path, mine).status_code == 200
 
 
