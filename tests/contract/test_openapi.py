@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import jsonschema
 import pytest
+from fastapi import APIRouter
 from fastapi._compat import ModelField
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import Param
@@ -22,7 +23,7 @@ from jobs.settings import Settings
 from server.app import create_app
 from server.batch_request import parse_batch_request
 from server.deps import _json_body
-from server.routes import ROUTES
+from server.routes import OPEN_ROUTES, ROUTES
 from server.upload_request import parse_completion, parse_upload_request
 from tests.support.box import completion_line
 from tests.support.service import COMPLETIONS, FINAL, Service
@@ -47,10 +48,11 @@ def operations(openapi: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def table() -> dict[str, APIRoute]:
+def table(*routers: APIRouter) -> dict[str, APIRoute]:
+    """Of all routes, if none of their tables is named."""
     return {
         f"{method} {route.path_format}": route
-        for router in ROUTES
+        for router in routers or (*ROUTES, *OPEN_ROUTES)
         for route in router.routes
         if isinstance(route, APIRoute)
         for method in route.methods or ()
@@ -59,6 +61,13 @@ def table() -> dict[str, APIRoute]:
 
 def test_it_has_every_route_and_no_other(openapi: dict[str, Any]) -> None:
     assert set(operations(openapi)) == set(table())
+
+
+def test_it_says_who_asks_for_a_key(openapi: dict[str, Any]) -> None:
+    asking = {name for name, each in operations(openapi).items() if each.get("security")}
+    assert asking == set(table(*ROUTES))
+    (scheme,) = openapi["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
 
 
 def read_of(field: ModelField) -> tuple[str, str, bool]:
