@@ -11,11 +11,14 @@ from jobs.batch import Endpoint
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TokenScore:
-    """A token as a text's bytes, and how likely it was; `top` are the likeliest in its place."""
+    """A token as a text's bytes, and how likely it was; `top` are the likeliest in its place. Of the
+    first token of all nobody knows how likely it was. One that is not shown takes no place in the text.
+    """
 
     raw: bytes
     logprob: float | None
     top: tuple["TokenScore", ...] = ()
+    is_shown: bool = True
 
     @property
     def text(self) -> str:
@@ -166,7 +169,7 @@ def _offsets(scores: Sequence[TokenScore]) -> Iterator[int]:
     num_characters = 0
     for score in scores:
         yield num_characters
-        num_characters += len(decoder.decode(score.raw))
+        num_characters += len(decoder.decode(score.raw)) if score.is_shown else 0
 
 
 def _digest(answer: Answer, *facts: object) -> str:
