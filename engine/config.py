@@ -150,7 +150,7 @@ class Completion:
     `end_logprobs` are of the token that ended it, if that is none of `token_ids`.
 
     What the prompt's `reading` asked for comes with the completion of index 0: `prompt_logprobs`, one
-    for each prompt token after the first, or the `embedding`, in float32's values.
+    for each prompt token after the first, or the `embedding`, float32 with the lowest byte first.
     """
 
     key: str
@@ -164,7 +164,7 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     end_logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
-    embedding: tuple[float, ...] | None = None
+    embedding: bytes | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

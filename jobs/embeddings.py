@@ -63,13 +63,13 @@ def num_inputs(body: Mapping[str, Any]) -> int:
 
 
 def embeddings_body(
-    vectors: Sequence[Sequence[float]],
+    vectors: Sequence[bytes],
     *,
     encoding_format: EncodingFormat,
     model: str,
     num_tokens: int,
 ) -> dict[str, Any]:
-    """`vectors` in order of the inputs, of values that float32 has."""
+    """`vectors` in order of the inputs, of float32 with the lowest byte first."""
     return {
         "object": "list",
         "model": model,
@@ -81,10 +81,11 @@ def embeddings_body(
     }
 
 
-def _written(vector: Sequence[float], encoding_format: EncodingFormat) -> list[float] | str:
-    if encoding_format is EncodingFormat.FLOAT:
-        return list(vector)
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+def _written(vector: bytes, encoding_format: EncodingFormat) -> list[float] | str:
+    """As numbers they have all the digits that tell float32's values apart."""
+    if encoding_format is EncodingFormat.BASE64:
+        return base64.b64encode(vector).decode()
+    return list(struct.unpack(f"<{len(vector) // 4}f", vector))
 
 
 def _choice(given: Mapping[str, Any], name: str, kind: type[enum.StrEnum]) -> str:

@@ -43,9 +43,9 @@ class Gathering:
         return [each for part in ranked for each in part[: ask.n]]
 
     @property
-    def embeddings(self) -> list[tuple[float, ...]]:
+    def embeddings(self) -> list[bytes]:
         """In order of prompts."""
-        return [self._found[place].embedding or () for place in sorted(self._found)]
+        return [self._found[place].embedding or b"" for place in sorted(self._found)]
 
     def prompt_logprobs(self, part: int) -> tuple[TokenLogprobs, ...]:
         """Of the tokens after the first of a prompt that was scored."""

@@ -20,12 +20,13 @@ class RenderedGrouping:
         one that is read from its beginning on shares nothing.
         """
         prompt = max(rendered.prompts, key=lambda each: len(each.token_ids))
+        sharable = prompt.token_ids if prompt.sharable_token_ids else ()
         self._grouping.add(
             prompt_tokens=len(prompt.token_ids),
-            shared_tokens=num_shared(self._last_token_ids, prompt.sharable_token_ids),
+            shared_tokens=num_shared(self._last_token_ids, sharable),
             limit_tokens=max(1, prompt.sampling.max_tokens),
         )
-        self._last_token_ids = prompt.sharable_token_ids
+        self._last_token_ids = sharable
 
     def groups(self) -> tuple[LineGroup, ...]:
         return self._grouping.groups()

@@ -71,13 +71,14 @@ def prompt_logprobs(row: Row) -> tuple[TokenLogprobs, ...] | None:
     return tuple(read_scores(targets, table, [reading.num_top] * len(targets)))
 
 
-def embedding(row: Row) -> tuple[float, ...] | None:
-    """Likewise. A mean is the sum but for its length, which is made 1 anyway."""
+def embedding(row: Row) -> bytes | None:
+    """Likewise, of float32. A mean is the sum but for its length, which is made 1 anyway."""
     reading = row.prompt.reading
     if not isinstance(reading, Embedding):
         return None
     vector = torch.stack(row.readings).sum(dim=0)[: reading.dimensions]
-    return tuple((vector / vector.norm().clamp(min=1e-300)).float().tolist())
+    unit = vector / vector.norm().clamp(min=torch.finfo(torch.float64).tiny)
+    return unit.numpy().astype("<f4").tobytes()
 
 
 def _targets(share: Share) -> Sequence[int]:
