@@ -2,13 +2,14 @@
 once, so that it can be done to tiles of them. Knows no rows.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 import torch
 from greenlet import greenlet
 from torch import nn
-from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from engine.errors import UnsupportedModelError
 from engine.memory.layout import decoder_of
@@ -75,14 +76,25 @@ class _Watched(torch.Tensor):
         return found
 
 
+@dataclasses.dataclass
+class _Decoded(ModelOutput):
+    """What a decoder that was not run answers: last hidden states, and None for all the rest."""
+
+    last_hidden_state: torch.Tensor
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
 def watch_tail(model: Any, *, hidden_size: int, dtype: torch.dtype, device: torch.device) -> Tail:
     """Runs the model's forward around its decoder, which is not run, and its head, which is gated.
 
     Raises UnsupportedModelError if what is done to logits cannot be followed.
     """
-    decoder = decoder_of(model)
+    decoder: Any = decoder_of(model)
     states = torch.zeros(1, 1, hidden_size, dtype=dtype, device=device)
-    decoder.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=states)
+    decoder.forward = lambda *_, **__: _Decoded(last_hidden_state=states)
     try:
         with torch.inference_mode():
             return Tail(_steps_of(model, device))
