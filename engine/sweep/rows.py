@@ -64,9 +64,7 @@ class Row:
     generated: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # if asked for
     num_read: int = 0  # of the prompt, up to where its hidden states were read
-    readings: list[torch.Tensor] = dataclasses.field(
-        default_factory=list
-    )  # as `Readings` gives them
+    readings: list[torch.Tensor] = dataclasses.field(default_factory=list)  # chunk by chunk
     num_cached: int = 0
     home: Home | None = None
     run: PageRun | None = None

@@ -141,8 +141,8 @@ def test_a_row_that_starts_over_is_read_once(llama: Path, tmp_path: Path) -> Non
     draw = random.Random(3)
     older = Prompt(
         key="older",
-        token_ids=tuple(draw.randrange(2, VOCAB_SIZE) for _ in range(20)),
-        sampling=Sampling(max_tokens=75, ignore_eos=True),
+        token_ids=tuple(draw.randrange(2, VOCAB_SIZE) for _ in range(40)),
+        sampling=Sampling(max_tokens=60, ignore_eos=True),
     )
     text = tuple(draw.randrange(2, VOCAB_SIZE) for _ in range(60))
     scored = Prompt(
