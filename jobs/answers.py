@@ -24,6 +24,14 @@ class TokenScore:
     def text(self) -> str:
         return self.raw.decode("utf-8", "replace")
 
+    @property
+    def name(self) -> str:
+        """Its text, or where that is no whole characters its bytes written out, as OpenAI does."""
+        try:
+            return self.raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{each:02x}" for each in self.raw)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
@@ -147,7 +155,7 @@ def _text_choice(index: int, choice: Choice) -> dict[str, Any]:
 
 def _text_logprobs(scores: Sequence[TokenScore]) -> dict[str, Any]:
     return {
-        "tokens": [score.text for score in scores],
+        "tokens": [score.name for score in scores],
         "token_logprobs": [score.logprob for score in scores],
         "top_logprobs": [_likeliest(score) for score in scores],
         "text_offset": list(_offsets(scores)),
@@ -158,8 +166,8 @@ def _likeliest(score: TokenScore) -> Mapping[str, float | None] | None:
     """The token itself among them; of two that look alike, the likelier one."""
     if score.logprob is None:
         return None
-    return {score.text: score.logprob} | {
-        other.text: other.logprob for other in reversed(score.top)
+    return {score.name: score.logprob} | {
+        other.name: other.logprob for other in reversed(score.top)
     }
 
 

@@ -62,7 +62,7 @@ class _Watched(torch.Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         options = kwargs or {}
-        found = super().__torch_function__(func, types, args, options)  # type: ignore[no-untyped-call]
+        found: Any = super().__torch_function__(func, types, args, options)  # type: ignore[no-untyped-call]
         if found is not None and not isinstance(found, torch.Tensor):
             return found  # a size, a device: nothing was done
         name = getattr(func, "__name__", str(func))
@@ -77,7 +77,7 @@ class _Watched(torch.Tensor):
 
 
 @dataclasses.dataclass
-class _Decoded(ModelOutput):
+class _Decoded(ModelOutput):  # type: ignore[misc]  # it is untyped
     """What a decoder that was not run answers: last hidden states, and None for all the rest."""
 
     last_hidden_state: torch.Tensor

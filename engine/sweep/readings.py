@@ -78,7 +78,8 @@ def embedding(row: Row) -> bytes | None:
         return None
     vector = torch.stack(row.readings).sum(dim=0)[: reading.dimensions]
     unit = vector / vector.norm().clamp(min=torch.finfo(torch.float64).tiny)
-    return unit.numpy().astype("<f4").tobytes()
+    raw: bytes = unit.numpy().astype("<f4").tobytes()
+    return raw
 
 
 def _targets(share: Share) -> Sequence[int]:

@@ -23,7 +23,8 @@ _NOTES = """## Answers
   as the schema forbids.
 - **Scored prompts.** A completion with `echo` and `logprobs` tells of the prompt's tokens too: `token_logprobs` and
   `top_logprobs` begin with null, as at OpenAI, though the client's types have none: nobody knows how likely the first
-  token was. `text_offset` counts from the prompt's beginning. A special token that the tokenizer puts before a text has an entry, and takes no place in it.
+  token was. A token of half a character is called by its bytes, `bytes:\\xc3`. `text_offset` counts from the prompt's
+  beginning. A special token that the tokenizer puts before a text has an entry, and takes no place in it.
   With `max_tokens` 0 that is all, in one pass of prefill; with more, what was generated follows, and last the
   token that ended it, which is no part of the text: harnesses that ask for one token more leave off one entry. A
   prompt that is scored takes nothing from prefixes that other rows have computed. Harnesses such as lm-eval send
