@@ -62,7 +62,7 @@ class _Watched(torch.Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         options = kwargs or {}
-        found: Any = super().__torch_function__(func, types, args, options)  # type: ignore[no-untyped-call]
+        found = super().__torch_function__(func, types, args, options)  # type: ignore[no-untyped-call]
         if found is not None and not isinstance(found, torch.Tensor):
             return found  # a size, a device: nothing was done
         name = getattr(func, "__name__", str(func))
@@ -72,8 +72,9 @@ class _Watched(torch.Tensor):
         if name not in _ELEMENTWISE or not places or not all(map(_is_scalar, others)):
             raise UnsupportedModelError(f"its logits go through {name}, not each by itself")
         step = _Step(func, args[:at], args[at + 1 :], options)
-        found.steps = (*args[at].steps, step)
-        return found
+        watched: Any = found
+        watched.steps = (*args[at].steps, step)
+        return watched
 
 
 @dataclasses.dataclass
