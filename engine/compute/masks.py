@@ -25,8 +25,6 @@ def forbid(logits: torch.Tensor, draws: Sequence[Draw]) -> None:
         draw.matcher.fill(mask)
     at = torch.tensor([row for row, _ in bound], device=logits.device)
     packed = torch.from_numpy(words).to(logits.device)
-    # By bytes, the lowest first as on every machine here: words would be four times as much to move.
-    shifts = torch.arange(8, dtype=torch.uint8, device=logits.device)
-    bits = (packed.view(torch.uint8)[:, :, None] >> shifts).bitwise_and_(1)
-    forbidden = bits.flatten(1)[:, :vocab_size] == 0
-    logits[at] = logits[at].masked_fill_(forbidden, float("-inf"))
+    shifts = torch.arange(WORD_BITS, dtype=torch.int32, device=logits.device)
+    allowed = (packed[:, :, None] >> shifts).bitwise_and_(1).bool().flatten(1)[:, :vocab_size]
+    logits[at] = logits[at].masked_fill_(~allowed, float("-inf"))
