@@ -258,6 +258,13 @@ class Engine:
     def num_rows(self) -> int:
         return self._block.num_rows
 
+    @property
+    def num_steps(self) -> int:
+        """That sweeps have taken so far. Another thread may ask, to tell a long sweep from one that
+        stands still.
+        """
+        return self._executor.num_steps
+
     def adopt(self, policy: Policy) -> None:
         """Go on under a policy of other block rows, sweep tokens, micro-batch tokens, fetch tokens or
         reason; rows of the block stay. Raises BudgetError where it does not fit, or where anything

@@ -81,7 +81,7 @@ class Settings:
     reconcile_s: float = 5.0
     """How often lost doorbells are rung again and expired batches settled."""
     stall_s: float = 600.0
-    """How long one sweep may take before the worker is treated as dead."""
+    """How long a sweep may stand still, not one step further, before the worker is treated as dead."""
 
     gpu_memory_bytes: int | None = None
     host_memory_bytes: int | None = None

@@ -125,6 +125,10 @@ class BlockWorker(LeasedWorker):
         shards = math.ceil(_CLAIM_AHEAD * self._engine.block_rows / self._shard_lines)
         self._feeder.ahead = max(self._least_ahead, shards)
 
+    def pulse(self) -> int:
+        """However long a sweep is, its steps are not."""
+        return self._engine.num_steps
+
     def request_stop_execution(self, execution_id: str) -> None:
         """An operator stops one shard; called from RQ's listening thread."""
         execution = self.executions.get(execution_id)

@@ -52,6 +52,8 @@ class Executor:
         self._device = device
         self._work = work
         self._timeline = timeline
+        self.num_steps = 0
+        """Taken so far, in the middle of a sweep too."""
 
     def run(self, shares: Sequence[Share]) -> list[Sampled]:
         """Sweep once; the next tokens of the shares that sample, in order.
@@ -103,6 +105,7 @@ class Executor:
             flops = self._layer_flops(step.layer, batches[step.micro_batch])
             with clock.span(Track.LAYERS, f"layer {step.layer}", flops=flops):
                 is_through = lockstep.step(step.micro_batch)
+            self.num_steps += 1
             if not is_through:
                 parked.append(step.micro_batch)
             if step.is_last:
@@ -114,6 +117,7 @@ class Executor:
         while parked:
             with clock.span(Track.LAYERS, f"layer {layer}, after attention"):
                 is_through = lockstep.step(parked[0])
+            self.num_steps += 1
             if is_through:
                 del parked[0]
 

@@ -60,14 +60,17 @@ class FakeEngine:
         block_rows: int = 64,
         max_context_tokens: int = 256,
         sweep_s: float = 0.0,
+        num_layers: int = 1,
         witness: Path | None = None,
         raises_always: bool = False,
     ) -> None:
         self.block_rows = block_rows
         self.max_context_tokens = max_context_tokens
         self.num_sweeps = 0
+        self.num_steps = 0
         self.largest_block = 0
         self._sweep_s = sweep_s
+        self._num_layers = num_layers
         self._call_log = CallLog(witness)
         self._raises_always = raises_always
         self._rows: dict[str, tuple[Prompt, list[int]]] = {}
@@ -94,7 +97,9 @@ class FakeEngine:
         self._call_log.cancel(key)
 
     def sweep(self) -> list[Completion]:
-        time.sleep(self._sweep_s)
+        for _ in range(self._num_layers):
+            time.sleep(self._sweep_s / self._num_layers)
+            self.num_steps += 1
         block = dict(list(self._rows.items())[: self.block_rows])
         self._call_log.sweep(self.num_sweeps + 1, list(starmap(_logged, block.values())))
         if self._raises_always or any(POISON in prompt.token_ids for prompt, _ in block.values()):
