@@ -82,7 +82,7 @@ class _Child:
     def _plan_restart(self, status: int, now_s: float) -> str:
         self._process = None
         self._num_early_deaths += 1
-        how = f"{self.role.name} died ({_describe(status)})"
+        how = f"{self.role.name} died ({describe_end(status)})"
         never_stood = not self._was_steady and self._num_early_deaths >= _MOST_EARLY_DEATHS
         if status == os.EX_CONFIG:
             raise StartError(f"{self.role.name}: {_message(self.log)}")
@@ -110,7 +110,10 @@ class _Child:
 
 
 class Supervisor:
-    """Owns the children from `start` to `stop`; `report` gets each line of news."""
+    """Owns the children from `start` to `stop`; `report` gets each line of news.
+
+    `beside` are looked at before them: whoever keeps alive what the children need.
+    """
 
     def __init__(
         self,
@@ -119,9 +122,11 @@ class Supervisor:
         environment: Mapping[str, str],
         logs_dir: Path,
         report: Callable[[str], None],
+        beside: Sequence[Callable[[], str | None]] = (),
     ) -> None:
         logs_dir.mkdir(parents=True, exist_ok=True)
         self._report = report
+        self._beside = beside
         self._children = [
             _Child(role, environment=environment, log=_fresh_log(logs_dir, role.name))
             for role in roles
@@ -143,9 +148,9 @@ class Supervisor:
             time.sleep(POLL_S)
 
     def check(self) -> None:
-        """Look at every child once. Raises StartError where a restart would not help."""
-        for child in self._children:
-            news = child.check()
+        """Look at everything once. Raises StartError where a restart would not help."""
+        for check in (*self._beside, *(child.check for child in self._children)):
+            news = check()
             if news is not None:
                 self._report(news)
 
@@ -154,16 +159,17 @@ class Supervisor:
             child.stop()
 
 
+def describe_end(status: int) -> str:
+    """How a process of that `returncode` ended."""
+    return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+
+
 def _fresh_log(logs_dir: Path, name: str) -> Path:
     log = logs_dir / f"{name}.log"
     if log.exists():
         log.replace(log.with_suffix(".log.1"))
     log.touch()
     return log
-
-
-def _describe(status: int) -> str:
-    return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
 
 
 def _message(log: Path) -> str:

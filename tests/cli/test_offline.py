@@ -60,6 +60,7 @@ class _FakeEngine:
     block_rows = 3
     fingerprint = "fake"
     max_context_tokens = 100
+    num_steps = 0
 
     def __init__(self, *, most_sweeps: int | None = None) -> None:
         self.rows: list[Prompt] = []
