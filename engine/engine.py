@@ -39,6 +39,7 @@ from engine.planning.shape import ModelShape
 from engine.sweep.assembly import Assembly, assemble
 from engine.sweep.call_log import CallLog
 from engine.sweep.endings import Endings
+from engine.sweep.executor import Executor
 from engine.sweep.recorder import Recorder
 from engine.sweep.report import Report
 from engine.sweep.rows import Row
@@ -94,11 +95,10 @@ class Engine:
         )
         self._block = assembly.block
         self._micro_batches = assembly.micro_batches
-        self._executor = assembly.executor
-        self._weights = assembly.weights
+        self._executor: Executor | None = assembly.executor  # None: closed
+        self._weight_counters = assembly.weights.counters
         self._recorder = recorder
         self._closing = closing
-        self._is_closed = False
 
     @classmethod
     def load(
@@ -263,7 +263,7 @@ class Engine:
         """That sweeps have taken so far. Another thread may ask, to tell a long sweep from one that
         stands still.
         """
-        return self._executor.num_steps
+        return self._executor.num_steps if self._executor else 0
 
     def adopt(self, policy: Policy) -> None:
         """Go on under a policy of other block rows, sweep tokens, micro-batch tokens, fetch tokens or
@@ -328,7 +328,7 @@ class Engine:
         )
         if not shares:
             return []
-        if self._is_closed:
+        if self._executor is None:
             raise EngineError("the engine is closed: its rows go no further")
         with self._recorder.sweeping(shares):
             tokens = self._executor.run(shares)
@@ -359,13 +359,16 @@ class Engine:
     def report(self) -> Report:
         """Since the engine was loaded; two of them can be subtracted."""
         return self._recorder.report(
-            self._weights.counters,
+            self._weight_counters,
             preempted_rows=self._block.num_preempted,
             shared_tokens=self._block.num_shared_tokens,
         )
 
     def close(self) -> None:
-        self._is_closed = True
+        """Of an engine that somebody still holds, weights, keys and values are gone with the next
+        collection of cycles.
+        """
+        self._executor = None
         with contextlib.closing(self._recorder):
             self._closing.close()
 

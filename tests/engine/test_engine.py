@@ -19,6 +19,7 @@ from engine.errors import BudgetError, CheckpointError, EngineError, PromptError
 from engine.memory.manifest import open_pack
 from engine.memory.pack_plan import PackPlan
 from engine.memory.retention import prune_packs
+from engine.timeline import Event, Timeline, Track
 from tests.support.policies import streaming
 from tests.support.tiny_models import VOCAB_SIZE, write_tiny_model, write_tiny_tokenizer
 
@@ -703,3 +704,33 @@ def test_a_closed_engine_says_so_and_does_not_hang(folder: Path) -> None:
         engine.sweep()
     with pytest.raises(EngineError, match="closed"):
         engine.sweep()
+
+
+def test_another_thread_can_tell_a_long_sweep_from_one_that_stands_still(folder: Path) -> None:
+    class Watcher:
+        """Asks as each layer of a micro-batch ends."""
+
+        def span(self, event: Event) -> None:
+            if event.track is Track.LAYERS:
+                seen.append(engine.num_steps)
+
+        def count(self, name: str, value: int, *, at_s: float) -> None:
+            del name, value, at_s
+
+        def flush(self) -> None:
+            return
+
+        def close(self) -> None:
+            return
+
+    seen: list[int] = []
+    policy = streaming(0.5, micro_batch_tokens=4)
+    engine = Engine.load(
+        folder, budgets=budgets_of(folder), policy=policy, timeline=Timeline(sink=Watcher())
+    )
+    with engine:
+        engine.submit(prompt_of(num_tokens=4, max_tokens=1))
+        engine.submit(prompt_of("b", num_tokens=4, max_tokens=1))
+        engine.sweep()
+        assert seen == list(range(8))
+        assert engine.num_steps == 8
