@@ -84,6 +84,7 @@ class Fetched:
 
     def close(self) -> None:
         self._pool.shutdown()
+        self._buffers.clear()
 
     def _require_stored(self) -> None:
         """Raise what an earlier store raised, once, and forget those that are done."""
@@ -172,8 +173,9 @@ class _Buffers:
                 ]
         if self._stream is not None:
             with torch.cuda.stream(self._stream):
-                for room, source in zip(self._rooms, self._staging, strict=True):
-                    room.copy_(source, non_blocking=True)
+                for pool, room, source in zip(pools, self._rooms, self._staging, strict=True):
+                    target = _shaped(room, pool, num_slots)
+                    target.copy_(_shaped(source, pool, num_slots), non_blocking=True)
                 self._filled = sent_event(self._device)
 
     def wait(self) -> None:
@@ -182,13 +184,21 @@ class _Buffers:
             torch.cuda.current_stream(self._device).wait_event(self._filled)
 
     def _grow(self, pools: tuple[torch.Tensor, torch.Tensor], num_slots: int) -> None:
+        """Rooms are the filling stream's own: taken from another's, their memory might be in use by
+        what that one has yet to compute, and be zeroed after it was filled.
+        """
         for index, pool in enumerate(pools):
             wanted = pool.shape[0] * num_slots * pool.shape[2]
             if self._rooms[index].numel() < wanted:
+                # First the smaller ones go: there is room for one of each.
+                self._rooms[index] = self._staging[index] = torch.empty(0)
                 # Zeros: attention may look behind a row's end, and 0 * NaN is NaN.
-                self._rooms[index] = torch.zeros(wanted, dtype=pool.dtype, device=self._device)
-                if self._stream is not None:
-                    self._staging[index] = torch.zeros(wanted, dtype=pool.dtype, pin_memory=True)
+                if self._stream is None:
+                    self._rooms[index] = torch.zeros(wanted, dtype=pool.dtype)
+                    continue
+                with torch.cuda.stream(self._stream):
+                    self._rooms[index] = torch.zeros(wanted, dtype=pool.dtype, device=self._device)
+                self._staging[index] = torch.zeros(wanted, dtype=pool.dtype, pin_memory=True)
 
 
 def _shaped(room: torch.Tensor, like: torch.Tensor, num_slots: int) -> torch.Tensor:

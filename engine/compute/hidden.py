@@ -25,7 +25,7 @@ class Hidden(Protocol):
 
 
 class OnCpu:
-    """In host memory, pinned where a GPU will fetch them."""
+    """In host memory, beside a GPU. Each way is waited for."""
 
     def __init__(self) -> None:
         self._kept: torch.Tensor | None = None

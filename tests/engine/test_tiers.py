@@ -196,9 +196,17 @@ def test_where_the_driver_refuses_torch_pins_with_a_warning(
         asked.append((shape, pin_memory))
         return real_empty(*shape, **options)
 
+    launched: list[str] = []
+
+    def ones(*_: int, device: str) -> torch.Tensor:
+        launched.append(device)
+        raise RuntimeError("CUDA error: what was refused before, told to whoever comes next")
+
     monkeypatch.setattr(torch.cuda, "cudart", lambda: FakeDriver(error=801))
     monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch, "ones", ones)
     arena = HostArena(2 * PAGE_BYTES, pinned=True)
+    assert launched == ["cuda"]
     assert asked == [((2 * PAGE_BYTES,), True)]
     assert "8192 bytes" in caplog.text
     assert "CUDA error 801" in caplog.text
