@@ -1,8 +1,10 @@
 """Child processes kept alive: started, watched, restarted, stopped in order; not what they do.
 
-A child that dies is started again, each time after a longer pause. Two deaths end everything: exit
-status EX_CONFIG, since the same settings would only fail again, and a child that never stood for
-`_STEADY_S`, over and over. Children are tethered (cli/tether.py): use it from one lasting thread.
+A child that dies is started again, each time after a longer pause. Two deaths end everything, of
+children that never did their work: exit status EX_CONFIG, since the same settings would only fail
+again, and a child that never stood for `_STEADY_S`, over and over. One that has worked may find its
+memory or its disk taken when it starts again, and they may be free later. Children are tethered
+(cli/tether.py): use it from one lasting thread.
 """
 
 import dataclasses
@@ -49,6 +51,7 @@ class _Child:
         self._restart_s = 0.0
         self._num_early_deaths = 0
         self._was_steady = False
+        self._was_ready = False
 
     def start(self) -> None:
         with self.log.open("ab") as log:
@@ -63,7 +66,10 @@ class _Child:
         self._started_s = time.monotonic()
 
     def is_ready(self) -> bool:
-        return self._process is not None and self.role.is_ready(self._process.pid)
+        if self._process is None or not self.role.is_ready(self._process.pid):
+            return False
+        self._was_ready = True
+        return True
 
     def check(self) -> str | None:
         """Restart the process if it died and its pause is over; news for the person, if any."""
@@ -84,7 +90,7 @@ class _Child:
         self._num_early_deaths += 1
         how = f"{self.role.name} died ({describe_end(status)})"
         never_stood = not self._was_steady and self._num_early_deaths >= _MOST_EARLY_DEATHS
-        if status == os.EX_CONFIG:
+        if status == os.EX_CONFIG and not self._was_ready:
             raise StartError(f"{self.role.name}: {_message(self.log)}")
         if never_stood:
             raise StartError(f"{how} at each of {_MOST_EARLY_DEATHS} starts\n{_message(self.log)}")

@@ -26,7 +26,7 @@ from worker.feed import Feeder
 from worker.leased_worker import Claim, LeasedWorker
 from worker.model import Engine, Replanner
 from worker.run_report import RunReport
-from worker.trials import EngineBrokenError
+from worker.trials import EngineBrokenError, EngineDeadError
 
 log: Final = structlog.get_logger(__name__)
 _POLL_S: Final = 0.02
@@ -251,10 +251,12 @@ class BlockWorker(LeasedWorker):
         """Last claimed first, each to the front: the queue's order is as it was.
 
         Their rows stay in the block: this process is about to end, and its engine may be broken.
+        Where the engine is dead, the process as good as died over them.
         """
         for claim in reversed(self._claims.values()):
-            with self.despite_lost_redis():
-                self._deaths.let_go(claim.job.id)
+            if not isinstance(self.failure, EngineDeadError):
+                with self.despite_lost_redis():
+                    self._deaths.let_go(claim.job.id)
             with self.despite_lost_redis():
                 self.give_back(claim)
         self._claims.clear()

@@ -17,6 +17,8 @@ POISON = 666
 """A prompt that holds this token makes every sweep it is in raise."""
 LETHAL = 667
 """One that holds this token kills the process, as the kernel does when memory runs out."""
+MORTAL = 668
+"""One that holds this token makes the sweep raise, and every call after that, as a GPU does."""
 
 
 class FakeTokenizer:
@@ -73,6 +75,7 @@ class FakeEngine:
         self._num_layers = num_layers
         self._call_log = CallLog(witness)
         self._raises_always = raises_always
+        self._is_dead = False
         self._rows: dict[str, tuple[Prompt, list[int]]] = {}
 
     @property
@@ -93,6 +96,7 @@ class FakeEngine:
         )
 
     def cancel(self, key: str) -> None:
+        self._require_alive()
         self._rows.pop(key, None)
         self._call_log.cancel(key)
 
@@ -100,8 +104,11 @@ class FakeEngine:
         for _ in range(self._num_layers):
             time.sleep(self._sweep_s / self._num_layers)
             self.num_steps += 1
+        self._require_alive()
         block = dict(list(self._rows.items())[: self.block_rows])
         self._call_log.sweep(self.num_sweeps + 1, list(starmap(_logged, block.values())))
+        self._is_dead = any(MORTAL in prompt.token_ids for prompt, _ in block.values())
+        self._require_alive()
         if self._raises_always or any(POISON in prompt.token_ids for prompt, _ in block.values()):
             raise RuntimeError("the device is gone")
         if any(LETHAL in prompt.token_ids for prompt, _ in block.values()):
@@ -120,6 +127,10 @@ class FakeEngine:
         for each in completions:
             self._call_log.finish(each.key, reason=each.finish_reason, tokens=each.num_generated)
         return completions
+
+    def _require_alive(self) -> None:
+        if self._is_dead:
+            raise RuntimeError("CUDA error: device-side assert triggered")
 
     def report(self) -> Report:
         """Only sweeps are counted."""

@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from rq.command import send_stop_execution_command
 from rq.job import Job
 
 from jobs.batch import BatchStatus
 from tests.support.box import Box, completion_line
-from tests.support.fake_engine import LETHAL, POISON
+from tests.support.fake_engine import LETHAL, MORTAL, POISON
 from worker.render import parse_row_key
 
 
@@ -176,10 +177,13 @@ def _killed_at_work(box: Box) -> None:
         time.sleep(0.1)
 
 
-def test_a_line_that_kills_the_process_gets_a_500_and_harms_no_other(box: Box) -> None:
+@pytest.mark.parametrize("token", [LETHAL, MORTAL])
+def test_a_line_that_kills_the_process_or_its_gpu_gets_a_500_and_harms_no_other(
+    box: Box, token: int
+) -> None:
     box.settings = dataclasses.replace(box.settings, lease_s=1)
     lines = [completion_line(index) for index in range(7)]
-    lines[2] = completion_line(2, prompt=[1, LETHAL])
+    lines[2] = completion_line(2, prompt=[1, token])
     with box.running("intake"):
         batch_id, other_id = box.add(lines), box.add([completion_line(index) for index in range(5)])
         box.until(lambda: len(box.queue) == 4)
