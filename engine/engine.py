@@ -260,8 +260,8 @@ class Engine:
 
     @property
     def num_steps(self) -> int:
-        """That sweeps have taken so far. Another thread may ask, to tell a long sweep from one that
-        stands still.
+        """Grows while a sweep gets on. Another thread may ask, to tell a long one from one that stands
+        still.
         """
         return self._executor.num_steps if self._executor else 0
 

@@ -108,6 +108,7 @@ class Trials:
         if self._num_missing[key] <= 0:
             self._running.pop(key, None)
             del self._num_missing[key]
+            self._on_last_try.discard(key)
 
     def _enter_next_trial(self) -> None:
         while not self._running and self._groups:

@@ -145,6 +145,8 @@ class DirectReader:
             )
             for position in range(start, end, _CHUNK_BYTES)
         ]
+        # All of them, also where one fails: who is told of it may fill the buffer anew.
+        concurrent.futures.wait(pieces)
         got = sum(piece.result() for piece in pieces)
         skipped = offset_bytes - start
         if got < skipped + num_bytes:

@@ -52,8 +52,12 @@ class Executor:
         self._device = device
         self._work = work
         self._timeline = timeline
-        self.num_steps = 0
-        """Taken so far, in the middle of a sweep too."""
+        self._num_steps = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Taken so far, and units of weights that came for them, in the middle of a sweep too."""
+        return self._num_steps + self._weights.counters.num_units
 
     def run(self, shares: Sequence[Share]) -> list[Sampled]:
         """Sweep once; the next tokens of the shares that sample, in order.
@@ -105,7 +109,7 @@ class Executor:
             flops = self._layer_flops(step.layer, batches[step.micro_batch])
             with clock.span(Track.LAYERS, f"layer {step.layer}", flops=flops):
                 is_through = lockstep.step(step.micro_batch)
-            self.num_steps += 1
+            self._num_steps += 1
             if not is_through:
                 parked.append(step.micro_batch)
             if step.is_last:
@@ -117,7 +121,7 @@ class Executor:
         while parked:
             with clock.span(Track.LAYERS, f"layer {layer}, after attention"):
                 is_through = lockstep.step(parked[0])
-            self.num_steps += 1
+            self._num_steps += 1
             if is_through:
                 del parked[0]
 

@@ -732,5 +732,5 @@ def test_another_thread_can_tell_a_long_sweep_from_one_that_stands_still(folder:
         engine.submit(prompt_of(num_tokens=4, max_tokens=1))
         engine.submit(prompt_of("b", num_tokens=4, max_tokens=1))
         engine.sweep()
-        assert seen == list(range(8))
-        assert engine.num_steps == 8
+    assert len(seen) == 8
+    assert all(later > earlier for earlier, later in itertools.pairwise(seen))

@@ -1,4 +1,6 @@
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.memory import tiers
 from engine.memory.tiers import PAGE_BYTES, DirectReader, HostArena, HostBuffer
 
 FILE_BYTES = 3 * 2**20 + 1234
@@ -129,6 +132,32 @@ def test_a_closed_reader_leaves_no_file_open_and_may_be_closed_again(path: Path)
     reader.close()
     os.fstat(taken)
     os.close(taken)
+
+
+def test_a_read_that_fails_has_left_its_buffer_alone_when_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\1" * (2 * tiers._CHUNK_BYTES))
+    real_preadv = os.preadv
+    failed, ended = threading.Event(), threading.Event()
+
+    def preadv(file: int, buffers: Any, offset_bytes: int) -> int:
+        if offset_bytes == 0:
+            failed.set()
+            raise OSError("the first piece cannot be read")
+        failed.wait()
+        time.sleep(0.1)  # the error could be told meanwhile
+        got = real_preadv(file, buffers, offset_bytes)
+        ended.set()
+        return got
+
+    with DirectReader(path) as reader:
+        monkeypatch.setattr(os, "preadv", preadv)
+        buffer = HostBuffer(2 * tiers._CHUNK_BYTES + 2 * PAGE_BYTES)
+        with pytest.raises(OSError, match="the first piece"):
+            reader.read(buffer, offset_bytes=0, num_bytes=2 * tiers._CHUNK_BYTES)
+        assert ended.is_set()
 
 
 @pytest.mark.parametrize("num_bytes", [1, PAGE_BYTES, 3 * PAGE_BYTES + 5])
