@@ -53,6 +53,7 @@ class Executor:
         self._work = work
         self._timeline = timeline
         self._num_steps = 0
+        self._broke_off = False  # in the last sweep, in the middle of its weights
 
     @property
     def num_steps(self) -> int:
@@ -79,6 +80,10 @@ class Executor:
 
     def _forward(self, batches: Sequence[MicroBatch], clock: StepClock) -> list[torch.Tensor]:
         self._context.num_calls = 0
+        if self._broke_off:
+            # Only now: who was interrupted for good does not wait for weights that nobody needs.
+            self._weights.rewind()
+            self._broke_off = False
         self._weights.begin(sum(batch.token_ids.shape[1] for batch in batches))
         with Lockstep(self._model, self._context, batches) as lockstep:
             try:
@@ -86,8 +91,8 @@ class Executor:
                 self._run_head(lockstep, batches, clock)
                 self._context.settle()
             except BaseException:
+                self._broke_off = True  # a caller that drops the bad row can go on
                 self._context.abandon()
-                self._weights.rewind()  # a caller that drops the bad row can go on
                 raise
         expected = self._num_attentions * len(batches)
         if self._context.num_calls != expected:

@@ -682,6 +682,31 @@ def test_after_a_sweep_that_raised_the_rows_go_on_as_if_it_had_not_been(
     assert found == expected
 
 
+def test_who_is_interrupted_does_not_wait_for_the_rest_of_a_sweeps_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = prompt_of(num_tokens=20)
+    write_and_attend = packing.write_and_attend
+    calls = itertools.count()
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return write_and_attend(*arguments, **options)
+
+    with load(folder, resident=0.0) as engine:
+        expected = run(engine, prompt)
+        before = engine.report()
+        monkeypatch.setattr("engine.compute.routes.write_and_attend", interrupted)
+        engine.submit(prompt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.sweep()
+        streamed_bytes = engine.report().since(before).weights_streamed_bytes
+        layers = engine.policy.layer_splits
+        assert streamed_bytes == sum(split.disk_bytes for split in layers[:2])
+        assert {done.key: done for done in engine.generate([])} == expected
+
+
 @pytest.mark.parametrize("at", ["unused", "in the middle", "twice"])
 def test_leaving_the_engine_ends_its_threads(folder: Path, at: str) -> None:
     def ours() -> set[threading.Thread]:
