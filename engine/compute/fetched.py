@@ -38,6 +38,7 @@ class Fetched:
         self._locals: dict[int, _Local] = {}  # by the packing's identity, for one sweep
         self._coming: dict[tuple[int, int], concurrent.futures.Future[_Buffers]] = {}
         self._buffers = [_Buffers(device), _Buffers(device)]
+        self._attended: _Buffers | None = None  # the last, free once that attention is over
         self._stores: list[concurrent.futures.Future[None]] = []
 
     def prepare(self, packing: Packing, layer: int) -> None:
@@ -51,7 +52,7 @@ class Fetched:
 
     def attend(self, new: New, *, packing: Packing, layer: int, head: Head) -> torch.Tensor:
         local = self._locals[id(packing)]
-        buffers = self._coming.pop((id(packing), layer)).result()
+        buffers = self._taken(packing, layer)
         self._require_stored()
         buffers.wait()
         home, dtype = new.query.device, new.query.dtype
@@ -85,6 +86,19 @@ class Fetched:
     def close(self) -> None:
         self._pool.shutdown()
         self._buffers.clear()
+        self._attended = None
+
+    def _taken(self, packing: Packing, layer: int) -> "_Buffers":
+        """What was fetched for that attention. A layer's second one nobody saw coming: what the first
+        has attended over makes room for it.
+        """
+        coming = self._coming.pop((id(packing), layer), None)
+        if coming is None:
+            assert self._attended is not None, "a layer's first attention is prepared"
+            local = self._locals[id(packing)]
+            coming = self._pool.submit(self._fetch, local, layer, self._attended)
+        self._attended = coming.result()
+        return self._attended
 
     def _require_stored(self) -> None:
         """Raise what an earlier store raised, once, and forget those that are done."""

@@ -43,7 +43,8 @@ class Executor:
     ) -> None:
         self._model = model
         self._num_layers = num_layers
-        self._num_attentions = num_attentions  # a layer may have two
+        self._num_attentions = num_attentions
+        self._attentions_a_layer = num_attentions // num_layers  # mostly one
         self._weights = weights
         self._head = head
         self._context = context
@@ -110,7 +111,8 @@ class Executor:
             if step.is_first:
                 self._weights.acquire(step.layer, num_forwards=len(batches))
             if coming is not None:
-                self._context.prepare(batches[coming.micro_batch].packing, coming.layer)
+                attention = coming.layer * self._attentions_a_layer
+                self._context.prepare(batches[coming.micro_batch].packing, attention)
             flops = self._layer_flops(step.layer, batches[step.micro_batch])
             with clock.span(Track.LAYERS, f"layer {step.layer}", flops=flops):
                 is_through = lockstep.step(step.micro_batch)
