@@ -74,6 +74,12 @@ class OnDisk:
         self._file.close()
 
 
+def may_leave(states: torch.Tensor) -> bool:
+    """Whether nothing else lies in their storage, which is given up while they are away."""
+    is_whole = states.untyped_storage().nbytes() == states.numel() * states.itemsize
+    return is_whole and states.is_contiguous()
+
+
 def hidden_on(tier: Tier, *, compute: Tier, spill_dir: Path) -> Hidden | None:
     """None where they just stay on the compute tier."""
     if tier is compute:
