@@ -181,7 +181,7 @@ def _killed_at_work(box: Box) -> None:
 def test_an_engine_that_is_dead_counts_as_a_process_that_died_over_its_shards(box: Box) -> None:
     batch_id = box.add([completion_line(0, prompt=[1, MORTAL])])
     with box.running("intake"), box.running("worker") as worker:
-        assert worker.wait(20) == 1
+        assert worker.wait(60) == 1
         assert len(box.queue) == 1
         (found,) = box.redis.mget(f"freight:deaths:{shard_job_id(batch_id, 0)}")
         assert json.loads(found or "{}").get("num_deaths") == 1
