@@ -13,6 +13,7 @@ import worker.load
 from engine.config import Budgets, Prompt, Sampling
 from engine.engine import Engine
 from engine.errors import ComputeDtypeError
+from engine.memory.measure import measure_budgets
 from engine.planning.corrections import Corrections
 from engine.planning.policy import Split, Tier, needs_reload
 from engine.planning.records import read_record, write_record
@@ -145,13 +146,12 @@ def test_a_closed_engines_weights_are_gone_before_room_for_the_next_is_measured(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though who loads anew still holds the last one, and so do handlers of signals."""
-    measure = worker.load.measure_budgets
     num_models: list[int] = []
 
     def counting(**options: Any) -> Budgets:
         kinds = [type(each) for each in gc.get_objects()]
         num_models.append(sum(issubclass(kind, PreTrainedModel) for kind in kinds))
-        return measure(**options)
+        return measure_budgets(**options)
 
     monkeypatch.setattr(worker.load, "measure_budgets", counting)
     first = load(settings)
