@@ -13,9 +13,12 @@ from jobs.batch import SNAPSHOT_PREFIX
 from jobs.errors import NotFoundError
 from jobs.ledger.batches import BatchRecords
 from jobs.ledger.database import Database
+from jobs.ledger.deliveries import DeliveryRecords
 from jobs.ledger.files import FileRecords
 from jobs.ledger.groups import GroupRecords
 from jobs.ledger.lines import LineRecords
+from jobs.ledger.progress import ProgressRecords
+from jobs.ledger.ranks import RankRecords
 from jobs.ledger.tables import models
 from jobs.ledger.uploads import UploadRecords
 from jobs.stores.base import FileStore
@@ -68,6 +71,9 @@ class Ledger:
         self.batches = BatchRecords(database)
         self.lines = LineRecords(database)
         self.groups = GroupRecords(database)
+        self.deliveries = DeliveryRecords(database)
+        self.progress = ProgressRecords(database)
+        self.ranks = RankRecords(database)
         self.models = ModelRecords(database)
         self.uploads = UploadRecords(database)
 

@@ -67,6 +67,7 @@ class FakeEngine:
         self.max_context_tokens = max_context_tokens
         self.num_sweeps = 0
         self.largest_block = 0
+        self.num_generated = 0
         self._sweep_s = sweep_s
         self._call_log = CallLog(witness)
         self._raises_always = raises_always
@@ -102,6 +103,7 @@ class FakeEngine:
         if any(LETHAL in prompt.token_ids for prompt, _ in block.values()):
             os.kill(os.getpid(), signal.SIGKILL)
         self.num_sweeps += 1
+        self.num_generated += len(block)
         self.largest_block = max(self.largest_block, len(block))
         for prompt, tokens in block.values():
             tokens.append(97 + (sum(prompt.token_ids) + len(tokens)) % 26)
@@ -117,8 +119,12 @@ class FakeEngine:
         return completions
 
     def report(self) -> Report:
-        """Only sweeps are counted."""
-        return Report(policy_reason="fake", num_sweeps=self.num_sweeps)
+        """Only sweeps and tokens are counted."""
+        return Report(
+            policy_reason="fake",
+            num_sweeps=self.num_sweeps,
+            generated_tokens=self.num_generated,
+        )
 
     def close(self) -> None:
         self._rows.clear()
