@@ -7,6 +7,7 @@ import types
 from collections.abc import Mapping
 from typing import Final
 
+from jobs.tenant import DEFAULT_TENANT
 from jobs.webhook import Webhook
 
 SNAPSHOT_PREFIX: Final = "input-"
@@ -50,6 +51,7 @@ class Endpoint(enum.StrEnum):
 
     CHAT_COMPLETIONS = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
     RESPONSES = "/v1/responses"
 
 
@@ -140,6 +142,9 @@ class Batch:
     usage: TokenUsage = dataclasses.field(default_factory=TokenUsage)
     options: BatchOptions = dataclasses.field(default_factory=BatchOptions)
     estimate: Estimate | None = None
+    tenant: str = DEFAULT_TENANT
+    max_enqueued_lines: int | None = None
+    """As its maker's key allowed: lines of the tenant on the queue, while it adds to them."""
 
     @property
     def input_blob(self) -> str:

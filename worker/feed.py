@@ -1,7 +1,7 @@
 """Batches take turns: only some shards of each are on the queue; when one is done the next goes on.
 Of unequal rank (`jobs.ledger.ranks`), the first goes on alone, before what is on the queue of others.
 
-Knows which shards are due, nothing of what is in them.
+Whose turn it is, the ledger says (`jobs.ledger.turns`); of what is in shards nothing is known.
 """
 
 from collections.abc import Collection
@@ -34,10 +34,13 @@ class Feeder:
                 self._doorbell.shard(batch_id, shard_index, before=outranked)
 
     def feed_all(self) -> None:
-        """The first rank of which something can be rung for: no worker waits for what may not go."""
-        for batch_ids in self._ledger.ranks.waiting():
-            if sum(self._ring(each) for each in batch_ids):
-                return
+        """Of each tenant the first rank of which something can be rung for: no worker waits for what
+        may not go.
+        """
+        for ranks in self._ledger.ranks.waiting():
+            for batch_ids in ranks:
+                if sum(self._ring(each) for each in batch_ids):
+                    break
 
     def _ring(self, batch_id: str, outranked: Collection[str] = ()) -> int:
         # Marked first: a doorbell that is lost between the two lines is rung by reconcile.

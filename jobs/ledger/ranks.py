@@ -1,16 +1,19 @@
-"""Which batches go before which: by priority, then by a deadline of their own; equals take turns."""
+"""Which of a tenant's batches go before which: by priority, then by a deadline of their own; equals
+take turns, as tenants do, whatever they ask.
+"""
 
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, exists, select
 
 from jobs.batch import BatchStatus
 from jobs.ledger.database import Database
-from jobs.ledger.lines import ShardState
 from jobs.ledger.tables import batch_options, batches, models, shards
+from jobs.ledger.turns import ShardState
 
 Rank = tuple[int, float]
 """The less, the earlier. A window's end is no deadline: every batch has one."""
@@ -31,6 +34,7 @@ class _Running:
     """A batch in progress, of a model that is served: others hold nobody up."""
 
     batch_id: str
+    tenant: str
     rank: Rank
     has_waiting: bool
     has_queued: bool
@@ -44,11 +48,12 @@ class RankRecords:
 
     def standing(self, batch_id: str) -> Standing:
         with self._database.reading() as connection:
-            running = _running(connection)
-        ranks = {each.batch_id: each.rank for each in running}
-        if batch_id not in ranks:
+            every = _running(connection)
+        own = next((each for each in every if each.batch_id == batch_id), None)
+        if own is None:
             return Standing()
-        mine = ranks[batch_id]
+        mine = own.rank
+        running = [each for each in every if each.tenant == own.tenant]
         return Standing(
             is_outranked=any(each.has_waiting and each.rank < mine for each in running),
             outranks=frozenset(
@@ -56,15 +61,22 @@ class RankRecords:
             ),
         )
 
-    def waiting(self) -> list[list[str]]:
-        """Batches that have waiting shards, those of one rank together and oldest first."""
+    def waiting(self) -> list[list[list[str]]]:
+        """Batches that have waiting shards: each tenant's, those of one rank together and oldest
+        first.
+        """
         with self._database.reading() as connection:
             running = [each for each in _running(connection) if each.has_waiting]
-        running.sort(key=lambda each: each.rank)
-        return [
-            [each.batch_id for each in alike]
-            for _, alike in itertools.groupby(running, key=lambda each: each.rank)
-        ]
+        tenants = dict.fromkeys(each.tenant for each in running)
+        return [_by_rank([each for each in running if each.tenant == tenant]) for tenant in tenants]
+
+
+def _by_rank(running: Sequence[_Running]) -> list[list[str]]:
+    ordered = sorted(running, key=lambda each: each.rank)
+    return [
+        [each.batch_id for each in alike]
+        for _, alike in itertools.groupby(ordered, key=lambda each: each.rank)
+    ]
 
 
 def rank_of(*, priority: int, deadline_at: float | None) -> Rank:
@@ -76,6 +88,7 @@ def _running(connection: Connection) -> list[_Running]:
     query = (
         select(
             batches.c.id,
+            batches.c.tenant,
             batches.c.expires_at,
             batch_options.c.priority,
             batch_options.c.expires_after_s,
@@ -92,6 +105,7 @@ def _running(connection: Connection) -> list[_Running]:
     return [
         _Running(
             batch_id=row.id,
+            tenant=row.tenant,
             rank=rank_of(
                 priority=row.priority or 0,
                 deadline_at=row.expires_at if row.expires_after_s is not None else None,

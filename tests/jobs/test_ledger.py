@@ -250,7 +250,7 @@ def test_shards_are_queued_some_ahead_and_the_last_one_settles(ledger: Ledger) -
     begin(ledger, batch_id)
     assert ledger.ranks.waiting() == []  # of no model that is served
     ledger.models.serve(Model(id="m", created_at=1, max_context_tokens=1))
-    assert ledger.ranks.waiting() == [[batch_id]]
+    assert ledger.ranks.waiting() == [[[batch_id]]]
     assert ledger.lines.queue_shards(batch_id, ahead=2) == [0, 1]
     assert ledger.lines.queue_shards(batch_id, ahead=2) == []
     assert ledger.lines.finish_shards([(batch_id, 0)]) == set()
