@@ -25,6 +25,7 @@ from worker.deaths import Deaths, Suspicion
 from worker.feed import Feeder
 from worker.leased_worker import Claim, LeasedWorker
 from worker.model import Engine, Replanner
+from worker.pace import PaceMeter
 from worker.run_report import RunReport
 from worker.trials import EngineBrokenError, EngineDeadError
 
@@ -51,6 +52,7 @@ class BlockWorker(LeasedWorker):
         doorbell: Doorbell,
         feeder: Feeder,
         run_report: RunReport,
+        pace: PaceMeter,
         replanner: Replanner | None,
         waiting: Callable[[], list[WaitingBatch]],
     ) -> None:
@@ -66,6 +68,7 @@ class BlockWorker(LeasedWorker):
         self._doorbell = doorbell
         self._feeder = feeder
         self._run_report = run_report
+        self._pace = pace
         self._replanner = replanner
         self._waiting = waiting
         self._planned_at = -math.inf
@@ -82,6 +85,7 @@ class BlockWorker(LeasedWorker):
         self._is_apart = False
         self._planned_at = -math.inf
         try:
+            self._pace.begin()
             self._replan()
             with self.despite_lost_redis():
                 self._take(job)
@@ -158,6 +162,7 @@ class BlockWorker(LeasedWorker):
         if num_settled and self._is_apart:
             self._note_harmless()
         self._run_report.note(rows, num_settled=num_settled)
+        self._pace.note(self._replanner)
         self.progressed()
 
     def _take_next(self) -> bool:

@@ -79,6 +79,7 @@ class FakeEngine:
         self.num_sweeps = 0
         self.num_steps = 0
         self.largest_block = 0
+        self.num_generated = 0
         self._sweep_s = sweep_s
         self._num_layers = num_layers
         self._call_log = CallLog(witness)
@@ -122,6 +123,7 @@ class FakeEngine:
         if any(LETHAL in prompt.token_ids for prompt, _ in block.values()):
             os.kill(os.getpid(), signal.SIGKILL)
         self.num_sweeps += 1
+        self.num_generated += len(block)
         self.largest_block = max(self.largest_block, len(block))
         for prompt, tokens in block.values():
             if prompt.sampling.max_tokens:
@@ -142,8 +144,12 @@ class FakeEngine:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
     def report(self) -> Report:
-        """Only sweeps are counted."""
-        return Report(policy_reason="fake", num_sweeps=self.num_sweeps)
+        """Only sweeps and tokens are counted."""
+        return Report(
+            policy_reason="fake",
+            num_sweeps=self.num_sweeps,
+            generated_tokens=self.num_generated,
+        )
 
     def close(self) -> None:
         self._rows.clear()
