@@ -4,12 +4,13 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from server.routes import batches, files, health, models, uploads
+from server.routes import batches, files, health, models, results, uploads
 
 ROUTES: Final[tuple[APIRouter, ...]] = (
     files.router,
     uploads.router,
     batches.router,
+    results.router,
     models.router,
 )
 OPEN_ROUTES: Final[tuple[APIRouter, ...]] = (health.router,)
