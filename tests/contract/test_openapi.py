@@ -271,6 +271,8 @@ def test_every_operation_answers_as_it_says(http: httpx2.Client, witness: Witnes
         batch = http.get(f"/v1/batches/{batch['id']}").json()
     http.get("/v1/batches", params={"limit": 3})
     http.post(f"/v1/batches/{batch['id']}/cancel")
+    http.get(f"/v1/batches/{batch['id']}/results")
+    http.post(f"/v1/batches/{batch['id']}/retry")
     running = http.post("/v1/batches", json=wish).json()
     http.post(f"/v1/batches/{running['id']}/cancel")
     model = http.get("/v1/models").json()["data"][0]["id"]

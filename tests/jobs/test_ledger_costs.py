@@ -102,7 +102,8 @@ DEEDS: dict[str, Callable[[Ledger, str, int], object]] = {
     "record": lambda ledger, id_, num: ledger.lines.record([result(id_, num // 2)]),
     "finish_shards": lambda ledger, id_, num: ledger.lines.finish_shards([(id_, next_shard(num))]),
     "queue_shards": lambda ledger, id_, num: ledger.lines.queue_shards(id_, ahead=10),
-    "waiting_batches": lambda ledger, id_, num: ledger.lines.waiting_batches(),
+    "waiting": lambda ledger, id_, num: ledger.ranks.waiting(),
+    "standing": lambda ledger, id_, num: ledger.ranks.standing(id_),
     "statuses": lambda ledger, id_, num: ledger.batches.statuses([id_]),
 }
 
