@@ -56,6 +56,8 @@ class Opt:
             layer_kv_bytes=(4 * hidden,) * layers,
             expert_elements=(0,) * layers,
             expert_share=1.0,
+            # Four products of the hidden size, and the two of the MLP with four times of it.
+            layer_values=(18 * hidden,) * layers,
         )
 
 

@@ -65,6 +65,8 @@ def _rows(hardware: "Hardware") -> Iterator[tuple[str, str, str, str]]:
         yield "attention_bytes_per_s", "attention", tier, f"{amount(rate)}B"
     for kind, rate in hardware.expand_bytes_per_s.items():
         yield "expand_bytes_per_s", "expansion", kind, f"{amount(rate)}B"
+    for kind, rate in hardware.elementwise_bytes_per_s.items():
+        yield "elementwise_bytes_per_s", "between products", kind, f"{amount(rate)}B"
 
 
 def _requests(curve: "RateCurve") -> str:

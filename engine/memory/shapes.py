@@ -159,6 +159,9 @@ def model_work(groups: Sequence[PackGroup], config: Any, *, dtype: torch.dtype) 
             sum(_met_elements(tensor.shape, text) for tensor in each) for each in stacks
         ),
         expert_share=_expert_share(text) if any(stacks) else 1.0,
+        layer_values=tuple(
+            sum(_met_values(tensor.shape, text) for tensor in group.tensors) for group in layers
+        ),
         layer_kv_bytes=tuple(
             (shape if shape.owner is None else every_kv[shape.owner]).token_bytes(dtype)
             for shape in every_kv
@@ -186,6 +189,14 @@ def _met_elements(shape: tuple[int, ...], text: Any) -> int:
     if _is_stack(shape, text):
         return int(_first_count(text, _NUM_CHOSEN) or 1) * math.prod(shape[1:])
     return math.prod(shape)
+
+
+def _met_values(shape: tuple[int, ...], text: Any) -> int:
+    """Inputs and outputs of the products with a tensor that one token meets."""
+    if len(shape) < 2:
+        return 0
+    times = int(_first_count(text, _NUM_CHOSEN) or 1) if _is_stack(shape, text) else 1
+    return times * sum(shape[-2:])
 
 
 def _is_stack(shape: tuple[int, ...], text: Any) -> bool:

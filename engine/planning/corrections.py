@@ -50,6 +50,9 @@ class Corrections:
             expand_bytes_per_s={
                 kind: rate / compute for kind, rate in hardware.expand_bytes_per_s.items()
             },
+            elementwise_bytes_per_s={
+                kind: rate / compute for kind, rate in hardware.elementwise_bytes_per_s.items()
+            },
             layer_overhead_s=hardware.layer_overhead_s * compute,
             row_overhead_s=hardware.row_overhead_s * compute,
             row_layer_overhead_s=hardware.row_layer_overhead_s * compute,

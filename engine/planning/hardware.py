@@ -64,6 +64,8 @@ class Hardware:
     "cpu/float32". `attention_bytes_per_s` has the live keys and values that "cpu" and "gpu" attend
     to a second while a row decodes. `expand_bytes_per_s` has the stored bytes turned to compute
     dtype a second, for "<tier>/<stored>-><compute dtype>", such as "cpu/bfloat16->float32".
+    `elementwise_bytes_per_s` has, for "<tier>/<compute dtype>", the bytes that go into and come out
+    of a layer's products a second while all is computed but products and attention.
     `spread` is, by a field's name, how far apart the tries of its measurement lay, relative.
     """
 
@@ -86,6 +88,7 @@ class Hardware:
     gemm: Mapping[str, RateCurve]
     attention_bytes_per_s: Mapping[str, float]
     expand_bytes_per_s: Mapping[str, float]
+    elementwise_bytes_per_s: Mapping[str, float]
     layer_overhead_s: float
     """Of one layer's visit by one micro-batch, beside its arithmetic."""
     row_overhead_s: float
@@ -109,6 +112,11 @@ class Hardware:
             return math.inf
         name = f"{tier}/{stored}->{compute_dtype}"
         return _of(self.expand_bytes_per_s, name, "expand_bytes_per_s")
+
+    def elementwise_rate(self, tier: str, compute_dtype: str) -> float:
+        """Bytes/s of products' inputs and outputs. Raises HardwareError if it was not measured."""
+        key = f"{tier}/{compute_dtype}"
+        return _of(self.elementwise_bytes_per_s, key, "elementwise_bytes_per_s")
 
     def to_json(self) -> str:
         """Readable, one field a line; `from_json` gives an equal value back."""
@@ -192,6 +200,7 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "gemm": lambda value: {str(key): _curve(each) for key, each in value.items()},
     "attention_bytes_per_s": _rates,
     "expand_bytes_per_s": _rates,
+    "elementwise_bytes_per_s": _rates,
     "spread": _rates,
 }
 """How a field is read where it is not a plain number."""

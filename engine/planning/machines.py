@@ -35,6 +35,13 @@ T4_208GB: Final = Hardware(
         # As many bytes are written as are read: half of what its memory gives, at most.
         "gpu/bfloat16->float16": 120e9,
     },
+    # Each value is read or written two to three times: that part of what the memory gives.
+    elementwise_bytes_per_s={
+        "gpu/float16": 100e9,
+        "gpu/float32": 100e9,
+        "cpu/float16": 15e9,
+        "cpu/float32": 20e9,
+    },
     layer_overhead_s=1e-3,
     row_overhead_s=2e-4,
     sweep_overhead_s=5e-3,
@@ -72,6 +79,14 @@ RTX_4090_128GB: Final = Hardware(
     },
     attention_bytes_per_s={"gpu": 800e9, "cpu": 60e9},
     expand_bytes_per_s={"gpu/int4->bfloat16": 250e9, "gpu/int8->bfloat16": 400e9},
+    elementwise_bytes_per_s={
+        "gpu/bfloat16": 350e9,
+        "gpu/float16": 350e9,
+        "gpu/float32": 350e9,
+        "cpu/bfloat16": 15e9,
+        "cpu/float16": 15e9,
+        "cpu/float32": 20e9,
+    },
     layer_overhead_s=5e-4,
     row_overhead_s=1e-4,
     sweep_overhead_s=3e-3,

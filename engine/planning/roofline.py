@@ -88,6 +88,12 @@ def head_s(model: Model, policy: Policy, load: Load) -> float:
     return model.work.head_flops(1) * load.rows / _gemm_rate(model, policy, load.rows)
 
 
+def elementwise_s(model: Model, policy: Policy, load: Load, *, layer: int) -> float:
+    """T * bytes of what goes into and out of a token's products / elementwise rate."""
+    rate = model.hardware.elementwise_rate(_DEVICES[policy.compute], policy.compute_dtype)
+    return load.tokens * model.work.layer_values[layer] * model.shape.compute_itemsize / rate
+
+
 def expand_s(model: Model, policy: Policy, tensors: tuple[Placeable, ...], times: int) -> float:
     """Stored bytes / expand rate, for each of the micro-batches anew: no copy in compute dtype is
     kept, of resident parts neither.

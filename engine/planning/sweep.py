@@ -89,6 +89,7 @@ class Sweep:
             "kv_transfer_s": kv_s,
             "store_s": store_s,
             "gemm_s": roofline.gemm_s(model, policy, load, layer=layer),
+            "elementwise_s": roofline.elementwise_s(model, policy, load, layer=layer),
             "expand_s": roofline.expand_s(
                 model, policy, model.shape.layers[layer], roofline.micro_batches(policy, load)
             ),

@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 
+from engine.compute.elementwise import elementwise_rate
 from engine.compute.rates import attention_rate, expansion_rate, gemm_rates
 from engine.errors import EngineError
 from engine.memory.links import copy_rate, disk_rates, memory_read_rate
@@ -115,6 +116,8 @@ def _of_units(effort: Effort, *, has_gpu: bool) -> Iterator[_Step]:
         kind = kind_of(device, dtype)
         yield f"products, {kind}", functools.partial(_gemm, device, dtype, effort)
         yield f"attention, {kind}", functools.partial(_attention, device, dtype, effort)
+        between = functools.partial(_elementwise, device, dtype, effort)
+        yield f"between products, {kind}", between
         for stored in _STORED:
             if stored is not dtype:
                 expand = functools.partial(_expansion, device, dtype, stored, effort)
@@ -179,6 +182,11 @@ def _gemm(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Meas
 def _attention(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Measurement]:
     rate = attention_rate(dtype=dtype, device=device, seconds=effort.seconds)
     return [_one(Figure.ATTENTION, kind_of(device, dtype), rate)]
+
+
+def _elementwise(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Measurement]:
+    rate = elementwise_rate(dtype=dtype, device=device, seconds=effort.seconds)
+    return [_one(Figure.ELEMENTWISE, kind_of(device, dtype), rate)]
 
 
 def _expansion(

@@ -20,6 +20,7 @@ class Figure(enum.StrEnum):
     GEMM = "products"
     ATTENTION = "attention"
     EXPANSION = "expansion"
+    ELEMENTWISE = "between products"
 
     @property
     def unit(self) -> str:

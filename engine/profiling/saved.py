@@ -12,7 +12,7 @@ from engine.planning.records import read_text, write_text
 from engine.profiling.measure import FULL, QUICK, Progress, measure
 from engine.profiling.measurement import Figure, Measured
 
-_FORMAT: Final = "1"
+_FORMAT: Final = "2"
 """Of what is measured and how: raised when an old profile is none any more."""
 
 _EFFORT: Final = "effort"
@@ -27,6 +27,7 @@ _SPREADS: Final = {
     "gemm": Figure.GEMM,
     "attention_bytes_per_s": Figure.ATTENTION,
     "expand_bytes_per_s": Figure.EXPANSION,
+    "elementwise_bytes_per_s": Figure.ELEMENTWISE,
 }
 
 _log = logging.getLogger(__name__)
@@ -97,6 +98,10 @@ def hardware_of(measured: Measured, versions: dict[str, str]) -> Hardware:
         expand_bytes_per_s={
             kind: _rate(measured, Figure.EXPANSION, kind)
             for kind in measured.kinds(Figure.EXPANSION)
+        },
+        elementwise_bytes_per_s={
+            kind: _rate(measured, Figure.ELEMENTWISE, kind)
+            for kind in measured.kinds(Figure.ELEMENTWISE)
         },
         layer_overhead_s=costs.step_s,
         row_overhead_s=costs.row_s,

@@ -179,6 +179,18 @@ def test_an_expert_is_costed_at_the_tokens_that_it_meets() -> None:
     )
 
 
+def test_what_lies_between_products_goes_by_their_inputs_and_outputs() -> None:
+    work = dataclasses.replace(MODEL.work, layer_values=(0, 18_000, 0, 0))
+    model = dataclasses.replace(MODEL, work=work)
+    seconds = [
+        roofline.elementwise_s(model, policy_of(), decoding(100), layer=layer) for layer in (0, 1)
+    ]
+    assert seconds == pytest.approx([0.0, 100 * 18_000 * 4 / 10e9])
+    none = Sweep(MODEL, policy_of()).seconds(decoding(100), kept_tokens=0)
+    some = Sweep(model, policy_of()).seconds(decoding(100), kept_tokens=0)
+    assert some == pytest.approx(none + seconds[1])
+
+
 def test_decoding_attention_reads_all_that_is_live_within_the_window() -> None:
     work = dataclasses.replace(MODEL.work, windows=(None, 125, None, None))
     model = dataclasses.replace(MODEL, work=work)

@@ -39,6 +39,7 @@ def test_all_that_a_plan_asks_is_measured_and_told_step_by_step(tmp_path: Path) 
     assert hardware.attention_rate("cpu") > 0
     assert hardware.expand_rate("cpu", "bfloat16", "float32") > 0
     assert hardware.gemm_flops_per_s("cpu", "float32", 2) > 0
+    assert hardware.elementwise_rate("cpu", "bfloat16") > 0
     assert hardware.disk_read.at(2**17) > 0
     assert Hardware.from_json(hardware.to_json()) == hardware
     assert sum(dataclasses.astuple(measured.overheads["cpu"])) > 0
@@ -118,6 +119,7 @@ def test_a_planner_is_told_what_was_measured(tmp_path: Path) -> None:
     assert hardware.disk_read == RateCurve(((2.0**16, 1e9), (2.0**20, 1e9), (2.0**25, 1e9)))
     assert hardware.gemm_flops_per_s("cpu", "float32", 64) == 56e9
     assert hardware.expand_rate("cpu", "float16", "bfloat16") == 2e9
+    assert hardware.elementwise_rate("cpu", "float32") == 1.2e10
     assert hardware.attention_rate("cpu") == 6e9
     assert hardware.to_gpu_pinned_bytes_per_s is None
     assert hardware.layer_overhead_s == 6e-4

@@ -28,6 +28,8 @@ MEASURED = Measured(
         _one(Figure.EXPANSION, 1.5e10, "cpu/bfloat16->float32"),
         _one(Figure.EXPANSION, 1.5e10, "cpu/float16->float32"),
         _one(Figure.EXPANSION, 2e9, "cpu/float16->bfloat16"),
+        _one(Figure.ELEMENTWISE, 1.2e10, "cpu/float32"),
+        _one(Figure.ELEMENTWISE, 8e9, "cpu/bfloat16"),
     ),
     overheads={"cpu": Overheads(sweep_s=5e-4, step_s=6e-4, row_s=4e-5, row_step_s=5e-6)},
 )

@@ -34,6 +34,7 @@ MACHINE: Final = Hardware(
     },
     attention_bytes_per_s={"cpu": 10e9, "gpu": 200e9},
     expand_bytes_per_s={"cpu/bfloat16->float32": 5e9},
+    elementwise_bytes_per_s={"cpu/float32": 10e9},
     layer_overhead_s=0.0,
     row_overhead_s=0.0,
     sweep_overhead_s=0.0,
@@ -84,6 +85,7 @@ def work_of(shape: ModelShape) -> Work:
         layer_kv_bytes=(per_layer,) * layers,
         expert_elements=(0,) * layers,
         expert_share=1.0,
+        layer_values=(0,) * layers,
     )
 
 

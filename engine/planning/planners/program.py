@@ -99,7 +99,9 @@ class Program:
         """
         everywhere = candidate.base
         terms = Sweep(self._model, everywhere).terms(candidate.load, kept_tokens=0.0)
-        seconds = terms.gemm_s + terms.head_s + terms.expand_s + terms.overhead_s
+        seconds = (
+            terms.gemm_s + terms.head_s + terms.elementwise_s + terms.expand_s + terms.overhead_s
+        )
         if everywhere.compute is Tier.CPU:
             seconds += terms.attention_s
         return max(seconds, self._least_read_s(candidate))

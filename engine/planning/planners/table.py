@@ -163,7 +163,7 @@ class Table:
         model, base, load = self._model, self._candidate.base, self._candidate.load
         everywhere = Sweep(model, base).terms(load, kept_tokens=0.0)
         disk, bus, compute = 0.0, 0.0, everywhere.gemm_s + everywhere.head_s
-        compute += everywhere.expand_s + everywhere.overhead_s
+        compute += everywhere.elementwise_s + everywhere.expand_s + everywhere.overhead_s
         disk_columns: dict[int, float] = {}
         bus_columns: dict[int, float] = {}
         compute_columns: dict[int, float] = {}
