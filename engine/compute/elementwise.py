@@ -68,7 +68,7 @@ def _layer(
                 setattr(module, name, _Given(product))
     hidden = torch.randn(1, num_tokens, _HIDDEN_SIZE, dtype=dtype, device=device)
     positions = torch.arange(num_tokens, device=device)[None]
-    rotations = LlamaRotaryEmbedding(config, device=device)(hidden, positions)
+    rotations = LlamaRotaryEmbedding(config).to(device)(hidden, positions)
 
     def run(count: int) -> object:
         some = tuple(each[:, :count] for each in rotations)
