@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.errors import SettingsError
+from jobs.networks import Networks
+from jobs.webhook import check_secret, check_url
 
 _UNITS: Final[Mapping[str, int]] = types.MappingProxyType(
     {
@@ -42,6 +44,14 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def parse_flag(text: str) -> bool:
+    """`"true"` or `"1"`, `"false"` or `"0"`, in letters of any size. Raises ValueError."""
+    flags = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in flags:
+        raise ValueError("write true or false")
+    return flags[text.lower()]
+
+
 def _default_state_dir(environment: Mapping[str, str]) -> Path:
     base = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "freight"
@@ -59,6 +69,10 @@ class Settings:
     """The doorbell. None: `freight serve` starts an embedded Valkey on loopback."""
     host: str = "127.0.0.1"
     port: int = 8000
+    allow_keyless: bool = False
+    """Whether the server may listen beyond loopback while there is no API key."""
+    api_key: str | None = dataclasses.field(default=None, repr=False)
+    """What `freight submit` shows the server. No role needs it."""
 
     model: str | None = None
     """A checkpoint: safetensors folder, GGUF file, or a name under `<state_dir>/models`."""
@@ -71,6 +85,13 @@ class Settings:
     client_stall_s: float = 60.0
     """How long a client may send nothing of its request, or take nothing of its answer."""
 
+    webhook_url: str | None = None
+    """Who is told of each batch's end. None: only those whom a batch names itself."""
+    webhook_secret: str | None = dataclasses.field(default=None, repr=False)
+    """What webhooks are signed with, `whsec_` and base64; a batch may bring one of its own."""
+    webhook_networks: Networks = dataclasses.field(default_factory=Networks)
+    """Networks that webhooks may reach beside the public ones, as `10.0.0.0/8,127.0.0.0/8`."""
+
     accumulation_window_s: float = 1.0
     """How long the worker waits for a full block after the first waiting line."""
     shard_lines: int = 32
@@ -79,9 +100,9 @@ class Settings:
     lease_s: int = 15
     """How long a worker may be silent before its shards go to another."""
     reconcile_s: float = 5.0
-    """How often lost doorbells are rung again and expired batches settled."""
+    """How often lost doorbells are rung again, expired batches settled and due webhooks sent."""
     stall_s: float = 600.0
-    """How long one sweep may take before the worker is treated as dead."""
+    """How long a sweep may stand still, not one step further, before the worker is treated as dead."""
 
     gpu_memory_bytes: int | None = None
     host_memory_bytes: int | None = None
@@ -144,7 +165,10 @@ class Settings:
             try:
                 values[name] = _READERS[name](text)
             except ValueError as error:
-                raise SettingsError(f"{variable}={text!r}: {error}") from error
+                told = variable if name in _NOT_QUOTED else f"{variable}={text!r}"
+                raise SettingsError(f"{told}: {error}") from error
+        if "webhook_url" in values and "webhook_secret" not in values:
+            raise SettingsError("FREIGHT_WEBHOOK_URL needs FREIGHT_WEBHOOK_SECRET to sign with")
         return cls(**values)
 
     def to_environment(self) -> dict[str, str]:
@@ -156,10 +180,30 @@ class Settings:
         }
 
 
+def _webhook_url(text: str) -> str:
+    check_url(text)
+    return text
+
+
+def _webhook_secret(text: str) -> str:
+    check_secret(text)
+    return text
+
+
+_CHECKED: Final[Mapping[str, Callable[[str], object]]] = types.MappingProxyType(
+    {"webhook_url": _webhook_url, "webhook_secret": _webhook_secret}
+)
+_NOT_QUOTED: Final = ("webhook_secret",)
+
+
 def _reader(name: str, annotation: object) -> Callable[[str], object]:
+    if name in _CHECKED:
+        return _CHECKED[name]
     if name.endswith("_bytes"):
         return parse_bytes
-    for kind in (int, float, Path, ComputeDtype, str):
+    if annotation is bool:
+        return parse_flag
+    for kind in (int, float, Path, ComputeDtype, Networks, str):
         if annotation is kind or kind in typing.get_args(annotation):
             return kind
     raise AssertionError(f"no reader for {name}: {annotation}")

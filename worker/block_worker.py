@@ -25,8 +25,9 @@ from worker.deaths import Deaths, Suspicion
 from worker.feed import Feeder
 from worker.leased_worker import Claim, LeasedWorker
 from worker.model import Engine, Replanner
+from worker.pace import PaceMeter
 from worker.run_report import RunReport
-from worker.trials import EngineBrokenError
+from worker.trials import EngineBrokenError, EngineDeadError
 
 log: Final = structlog.get_logger(__name__)
 _POLL_S: Final = 0.02
@@ -51,6 +52,7 @@ class BlockWorker(LeasedWorker):
         doorbell: Doorbell,
         feeder: Feeder,
         run_report: RunReport,
+        pace: PaceMeter,
         replanner: Replanner | None,
         waiting: Callable[[], list[WaitingBatch]],
     ) -> None:
@@ -66,6 +68,7 @@ class BlockWorker(LeasedWorker):
         self._doorbell = doorbell
         self._feeder = feeder
         self._run_report = run_report
+        self._pace = pace
         self._replanner = replanner
         self._waiting = waiting
         self._planned_at = -math.inf
@@ -82,6 +85,7 @@ class BlockWorker(LeasedWorker):
         self._is_apart = False
         self._planned_at = -math.inf
         try:
+            self._pace.begin()
             self._replan()
             with self.despite_lost_redis():
                 self._take(job)
@@ -125,6 +129,10 @@ class BlockWorker(LeasedWorker):
         shards = math.ceil(_CLAIM_AHEAD * self._engine.block_rows / self._shard_lines)
         self._feeder.ahead = max(self._least_ahead, shards)
 
+    def pulse(self) -> int:
+        """However long a sweep is, its steps are not."""
+        return self._engine.num_steps
+
     def request_stop_execution(self, execution_id: str) -> None:
         """An operator stops one shard; called from RQ's listening thread."""
         execution = self.executions.get(execution_id)
@@ -154,6 +162,7 @@ class BlockWorker(LeasedWorker):
         if num_settled and self._is_apart:
             self._note_harmless()
         self._run_report.note(rows, num_settled=num_settled)
+        self._pace.note(self._replanner)
         self.progressed()
 
     def _take_next(self) -> bool:
@@ -247,10 +256,12 @@ class BlockWorker(LeasedWorker):
         """Last claimed first, each to the front: the queue's order is as it was.
 
         Their rows stay in the block: this process is about to end, and its engine may be broken.
+        Where the engine is dead, the process as good as died over them.
         """
         for claim in reversed(self._claims.values()):
-            with self.despite_lost_redis():
-                self._deaths.let_go(claim.job.id)
+            if not isinstance(self.failure, EngineDeadError):
+                with self.despite_lost_redis():
+                    self._deaths.let_go(claim.job.id)
             with self.despite_lost_redis():
                 self.give_back(claim)
         self._claims.clear()

@@ -6,6 +6,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -16,10 +17,36 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION: Final = 1
+from jobs.tenant import DEFAULT_TENANT
+
+SCHEMA_VERSION: Final = 2
+"""Higher with every change of a table; `jobs.ledger.migrations` brings older ledgers along. Tables
+that are only new are made at every start and need none.
+"""
 METADATA: Final = MetaData()
 
 schema = Table("schema_version", METADATA, Column("version", Integer, nullable=False))
+
+
+def _tenant() -> Column[str]:
+    """Whose a row is. What was there before there were tenants is the default one's."""
+    return Column("tenant", String(64), nullable=False, server_default=DEFAULT_TENANT)
+
+
+# `digest` is the secret's, which is nowhere. A revoked key keeps its row.
+api_keys = Table(
+    "api_keys",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("revoked_at", Integer),
+    Column("max_stored_bytes", BigInteger),
+    Column("max_batches_per_hour", Integer),
+    Column("max_enqueued_lines", Integer),
+)
 
 # `seq` orders lists: two objects of the same second neither repeat nor vanish between pages.
 # A deleted file keeps its row, so that a page after it can still be found.
@@ -34,6 +61,8 @@ files = Table(
     Column("created_at", Integer, nullable=False),
     Column("expires_at", Integer),
     Column("deleted_at", Integer),
+    _tenant(),
+    Index("files_by_tenant", "tenant", "seq"),
 )
 
 # Uploads and their parts. A part's row goes with its bytes; an upload's stays.
@@ -51,7 +80,9 @@ uploads = Table(
     Column("status", String(16), nullable=False),
     Column("file_id", String(64)),
     Column("part_ids", JSON, nullable=False),
+    _tenant(),
     Index("uploads_by_status", "status", "expires_at"),
+    Index("uploads_by_tenant", "tenant", "status"),
 )
 
 upload_parts = Table(
@@ -94,15 +125,45 @@ batches = Table(
     ),
     # Written when the batch ends; until then counts are derived from `results`.
     Column("final_counts", JSON),
+    _tenant(),
+    Column("max_enqueued_lines", Integer),
+    Index("batches_by_tenant", "tenant", "seq"),
+)
+
+# What some batches ask beyond the contract; most have no row here.
+batch_options = Table(
+    "batch_options",
+    METADATA,
+    Column("batch_id", String(64), ForeignKey("batches.id"), primary_key=True),
+    Column("priority", Integer, nullable=False),
+    Column("expires_after_s", Integer),
+    Column("webhook_url", Text),
+    Column("webhook_secret", Text),
+    Column("retry_of", String(64)),
+)
+
+# Who is still to be told of a batch's end: a row comes with the status and goes with the delivery.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    METADATA,
+    Column("batch_id", String(64), ForeignKey("batches.id"), nullable=False),
+    Column("listener", String(16), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("due_at", Float, nullable=False, index=True),
+    Column("num_tries", Integer, nullable=False),
+    PrimaryKeyConstraint("batch_id", "listener"),
 )
 
 # Which batch a client's own key stands for, and the digest of what it asked for then.
 idempotency_keys = Table(
     "idempotency_keys",
     METADATA,
-    Column("key", String(255), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("key", String(255), nullable=False),
     Column("digest", String(64), nullable=False),
     Column("batch_id", String(64), ForeignKey("batches.id"), nullable=False),
+    PrimaryKeyConstraint("tenant", "key"),
 )
 
 lines = Table(
@@ -163,6 +224,25 @@ line_groups = Table(
     Column("shared_tokens", BigInteger, nullable=False),
     Column("limit_tokens", BigInteger, nullable=False),
     PrimaryKeyConstraint("batch_id", "group_index"),
+)
+
+# How fast a model's worker goes, and what follows from it for each live batch: told, never relied on.
+paces = Table(
+    "paces",
+    METADATA,
+    Column("model_id", String(255), primary_key=True),
+    Column("tokens_per_s", Float),
+    Column("predicted_tokens_per_s", Float),
+)
+
+estimates = Table(
+    "estimates",
+    METADATA,
+    Column("batch_id", String(64), ForeignKey("batches.id"), primary_key=True),
+    Column("noted_at", Integer, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("tokens_per_s", Float),
+    Column("seconds_left", Float),
 )
 
 models = Table(

@@ -1,15 +1,16 @@
-"""The table of routes."""
+"""The tables of routes: those that ask for a key, and those that are open to everybody."""
 
 from typing import Final
 
 from fastapi import APIRouter
 
-from server.routes import batches, files, health, models, uploads
+from server.routes import batches, files, health, models, results, uploads
 
 ROUTES: Final[tuple[APIRouter, ...]] = (
     files.router,
     uploads.router,
     batches.router,
+    results.router,
     models.router,
-    health.router,
 )
+OPEN_ROUTES: Final[tuple[APIRouter, ...]] = (health.router,)

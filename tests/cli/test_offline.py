@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import cli.run
 import worker.model
 from cli.errors import StartError
+from cli.file_workload import waiting_of
 from cli.main import app
 from cli.offline import OfflineRun, Tally, open_batch
 from cli.result_files import ResultPaths, open_results
@@ -20,14 +21,19 @@ from engine.errors import EngineError, PromptError
 from engine.sweep.report import Report
 from jobs.ledger.ledger import Model
 from jobs.settings import Settings
+from tests.support.fake_engine import FakeEngine, FakeTokenizer
 from worker.model import Loaded
 from worker.render import Renderer
 
 _REFUSED_TOKEN = 13
 
 
-class _Cut(Exception):
-    """The run is cut short here."""
+_POISON = 14
+"""A prompt that holds this token makes every sweep it is in raise."""
+
+
+class _Cut(BaseException):
+    """The run is cut short here, as by Ctrl-C."""
 
 
 class _NoText:
@@ -60,6 +66,7 @@ class _FakeEngine:
     block_rows = 3
     fingerprint = "fake"
     max_context_tokens = 100
+    num_steps = 0
 
     def __init__(self, *, most_sweeps: int | None = None) -> None:
         self.rows: list[Prompt] = []
@@ -81,9 +88,11 @@ class _FakeEngine:
         self.most_rows = max(self.most_rows, self.num_rows)
 
     def cancel(self, key: str) -> None:
-        raise NotImplementedError
+        self.rows = [row for row in self.rows if row.key != key]
 
     def sweep(self) -> list[Completion]:
+        if any(_POISON in row.token_ids for row in self.rows):
+            raise RuntimeError("out of luck")
         if self._report.num_sweeps == self._most_sweeps:
             raise _Cut
         self._report.num_sweeps += 1
@@ -147,6 +156,39 @@ def test_every_line_is_answered_and_the_block_kept_full(tmp_path: Path) -> None:
     assert not (tmp_path / "out.errors.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("url", "body", "told"),
+    [
+        (
+            "/v1/completions",
+            {"prompt": "ab", "echo": True, "logprobs": 1, "max_tokens": 0},
+            {"text": "ab", "token_logprobs": [None, -0.25]},
+        ),
+        ("/v1/embeddings", {"input": ["ab", "c"]}, {"dimensions": [2, 2]}),
+    ],
+)
+def test_texts_are_scored_and_embedded(
+    tmp_path: Path, url: str, body: dict[str, Any], told: dict[str, Any]
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    line = {"custom_id": "a", "method": "POST", "url": url, "body": {"model": "any", **body}}
+    source.write_text(json.dumps(line))
+    batch = open_batch(source, Settings(state_dir=tmp_path))
+    renderer = Renderer(tokenizer=FakeTokenizer(), max_context_tokens=100)
+    assert waiting_of(batch, renderer) is not None
+    with open_results(ResultPaths.beside(source, out), resume=False) as files:
+        run = OfflineRun(batch, engine=FakeEngine(), renderer=renderer, files=files)
+        run.go(lambda tally: None)
+    assert (run.tally.num_answered, run.tally.output_tokens) == (1, 0)
+    (answer,) = (each["response"]["body"] for each in _read(out))
+    if url.endswith("embeddings"):
+        assert [len(each["embedding"]) for each in answer["data"]] == told["dimensions"]
+        assert answer["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    else:
+        assert answer["choices"][0]["text"] == told["text"]
+        assert answer["choices"][0]["logprobs"]["token_logprobs"] == told["token_logprobs"]
+
+
 def test_lines_that_cannot_run_are_errors_beside_the_output(tmp_path: Path) -> None:
     prompts = ["text without a tokenizer", [_REFUSED_TOKEN], [7]]
     source = _write(tmp_path / "in.jsonl", prompts)
@@ -155,6 +197,28 @@ def test_lines_that_cannot_run_are_errors_beside_the_output(tmp_path: Path) -> N
     first, second = _read(tmp_path / "out.errors.jsonl")
     assert (first["custom_id"], first["response"]["status_code"]) == ("line-0", 400)
     assert second["response"]["body"]["error"]["code"] == "unlucky"
+
+
+@pytest.mark.parametrize("place", [0, 4, 7])
+def test_a_line_that_the_engine_raises_for_fails_alone(tmp_path: Path, place: int) -> None:
+    prompts: list[object] = [[number, 50] for number in range(8)]
+    prompts[place] = [[1, 50], [_POISON], [2, 50]]
+    source = _write(tmp_path / "in.jsonl", prompts)
+    engine = _FakeEngine()
+    tally = _run(source, tmp_path / "out.jsonl", engine)
+    assert (tally.num_answered, tally.num_refused) == (7, 1)
+    others = {f"line-{number}" for number in range(8)} - {f"line-{place}"}
+    assert {answer["custom_id"] for answer in _read(tmp_path / "out.jsonl")} == others
+    (failed,) = _read(tmp_path / "out.errors.jsonl")
+    assert (failed["custom_id"], failed["response"]["status_code"]) == (f"line-{place}", 500)
+    assert not engine.rows
+
+
+def test_an_engine_that_raises_for_every_line_ends_the_run_and_blames_none(tmp_path: Path) -> None:
+    source = _write(tmp_path / "in.jsonl", [[_POISON, number] for number in range(5)])
+    with pytest.raises(EngineError, match="out of luck"):
+        _run(source, tmp_path / "out.jsonl", _FakeEngine())
+    assert not _read(tmp_path / "out.errors.jsonl")
 
 
 def test_a_run_that_was_cut_short_is_resumed_with_each_line_once(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """`freight serve` as one program: up, stopped in order, and gone with all that it started."""
 
+import contextlib
+import dataclasses
 import os
 import shlex
 import signal
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from cli.serve import _child_environment, _ready_text
 from jobs.settings import Settings
@@ -83,6 +86,22 @@ def test_a_signal_stops_all_in_order_and_that_is_success(
     assert not (tmp_path / "state" / "valkey" / "url").exists()
 
 
+def test_a_valkey_that_died_is_started_again_where_the_roles_look_for_it(
+    serving: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    url = (tmp_path / "state" / "valkey" / "url").read_text()
+
+    def process_id() -> int:
+        with contextlib.suppress(redis.RedisError), redis.Redis.from_url(url) as client:
+            return int(client.info("server")["process_id"])
+        return 0
+
+    first = process_id()
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: process_id() not in {0, first})
+    assert serving.poll() is None
+
+
 def test_nothing_outlives_a_killed_serve(serving: "subprocess.Popen[str]", tmp_path: Path) -> None:
     children = _children(tmp_path)
     serving.kill()
@@ -123,13 +142,13 @@ def test_children_get_the_settings_and_no_variable_that_these_leave_out(
 ) -> None:
     monkeypatch.setenv("FREIGHT_DATABASE_URL", "postgresql://somewhere/ledger")
     settings = Settings(state_dir=tmp_path, model="some.gguf")
-    environment = _child_environment(settings)
+    environment = _child_environment(dataclasses.replace(settings, api_key="secret"))
     assert environment["PATH"] == os.environ["PATH"]
     assert Settings.from_environment(environment) == settings
 
 
 def test_the_command_that_a_ready_server_shows_can_be_typed(tmp_path: Path) -> None:
-    shown = _ready_text("http://127.0.0.1:8000").strip().splitlines()[1]
+    shown = _ready_text("http://127.0.0.1:8000", has_keys=False).strip().splitlines()[1]
     *command, file, option, url = shlex.split(shown)
     assert (file, option, url) == ("requests.jsonl", "--url", "http://127.0.0.1:8000")
     done = subprocess.run(

@@ -15,11 +15,12 @@ from typing import Any
 from redis import Redis
 from rq import Queue
 
-from jobs.batch import Batch, BatchStatus, Endpoint, new_batch_id
+from jobs.batch import Batch, BatchOptions, BatchStatus, Endpoint, new_batch_id
 from jobs.file import new_file_id
 from jobs.ledger.ledger import Ledger
 from jobs.queue import BLOCK_QUEUE, Doorbell
 from jobs.settings import Settings
+from jobs.tenant import Caller
 from tests.support.fake_engine import FakeTokenizer
 from worker.context import IntakeContext, open_store
 from worker.main import connect
@@ -74,7 +75,9 @@ class Box:
         *,
         endpoint: Endpoint = Endpoint.COMPLETIONS,
         window_s: float = 86_400,
+        caller: Caller | None = None,
         ring: bool = True,
+        options: BatchOptions | None = None,
     ) -> str:
         now = int(time.time())
         batch = Batch(
@@ -84,11 +87,12 @@ class Box:
             completion_window="24h",
             created_at=now,
             expires_at=int(now + window_s),
+            options=options or BatchOptions(),
         )
         raw = content if isinstance(content, bytes) else "".join(f"{x}\n" for x in content).encode()
         with self.store.write(batch.input_blob) as stream:
             stream.write(raw)
-        self.ledger.batches.add(batch)
+        (self.ledger.seen_by(caller) if caller else self.ledger).batches.add(batch)
         if ring:
             self.doorbell.validate(batch.id)
         return batch.id
