@@ -25,6 +25,8 @@ class Work:
     expert_elements: tuple[int, ...]
     """Of `matrix_elements` those in experts: each of them meets a share of the tokens only."""
     expert_share: float
+    num_experts: int = 0
+    """Of a layer that has any: `expert_share` of them are a token's."""
 
     def matrix_flops(self, layer: int, num_tokens: int) -> int:
         return 2 * self.matrix_elements[layer] * num_tokens
