@@ -10,7 +10,8 @@ _MOST_SHARE: Final = 0.5
 
 def expected_experts(num_experts: int, num_chosen: float, num_tokens: float) -> float:
     """How many different ones, if every token is sent to `num_chosen` of them at random."""
-    return num_experts * (1 - (1 - min(1.0, num_chosen / num_experts)) ** num_tokens)
+    missed: float = (1 - min(1.0, num_chosen / num_experts)) ** num_tokens
+    return num_experts * (1 - missed)
 
 
 def fetches_chosen(num_experts: int, num_chosen: int, num_tokens: int) -> bool:

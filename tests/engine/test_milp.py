@@ -21,7 +21,12 @@ from engine.planning.hardware import RateCurve
 from engine.planning.machines import T4_208GB
 from engine.planning.plan import make_plan
 from engine.planning.planners.base import Situation, Wishes
-from engine.planning.planners.candidates import Away, candidates, fetched_otherwise
+from engine.planning.planners.candidates import (
+    Away,
+    candidates,
+    fetched_otherwise,
+    loads,
+)
 from engine.planning.planners.milp import plan_milp
 from engine.planning.planners.program import Program
 from engine.planning.policy import Policy, Split, Tier
@@ -150,6 +155,7 @@ def richer(budgets: Budgets, situation: Situation, resource: str) -> tuple[Budge
 @example(mib=(300, 372), lengths=(5, 52), resource="host_bytes")
 @example(mib=(300, 271), lengths=(78, 8), resource="disk_read")
 @example(mib=(300, 459), lengths=(174, 44), resource="attention")
+@example(mib=(160, 501), lengths=(51, 18), resource="disk_read")
 def test_more_of_anything_never_predicts_less(
     mib: tuple[int, int], lengths: tuple[int, int], resource: str
 ) -> None:
@@ -163,6 +169,23 @@ def test_more_of_anything_never_predicts_less(
         rates.append(found.job_tokens_per_s)
     # Each block is placed for its steady state: its ramp or tail may be a little longer with more.
     assert rates[1] >= 0.99 * rates[0]
+
+
+def test_a_job_that_is_short_for_its_block_is_placed_for_its_mean_sweep_too() -> None:
+    """Ten rows of 10 + 10 tokens in a block of ten, prompts 64 a sweep: two sweeps of prompts, in the
+    first of which six rows sample, then nine more until the last four have ended.
+    """
+    budgets = budgets_of(host_bytes=4 * GIB)
+    situation = situation_of(SHAPE, Workload.uniform(10, 10, num_rows=10))
+    wishes = Wishes(block_rows=10, sweep_tokens=64, situation=situation)
+    steady_one = next(candidates(SHAPE, budgets, wishes))
+    same, mean = loads(situation, steady_one)
+    assert same == steady_one
+    assert mean.load.rows == pytest.approx(100 / 11)
+    assert mean.load.prompt_tokens == pytest.approx(100 / 11)
+    assert dataclasses.replace(mean, load=steady_one.load) == steady_one
+    long = situation_of(SHAPE, Workload.uniform(10, 10, num_rows=40))
+    assert loads(long, steady_one) == [steady_one]
 
 
 @pytest.mark.parametrize("gpu_mib", [0, 128], ids=["cpu", "gpu"])

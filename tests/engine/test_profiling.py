@@ -42,9 +42,10 @@ def test_all_that_a_plan_asks_is_measured_and_told_step_by_step(tmp_path: Path) 
     assert [rows for rows, _ in measured.curve(Figure.GEMM, "cpu/bfloat16")] == [1, 4]
     hardware = hardware_of(measured, {"cpu": "this one"})
     assert hardware.memory_bytes_per_s > 0
-    for kind in ("cpu/float32", "cpu/bfloat16"):
-        assert [heads for heads, _ in measured.curve(Figure.ATTENTION, kind)] == [1, 4]
-        assert hardware.attention_rate(*kind.split("/"), 2) > 0
+    for dtype in ("float32", "bfloat16"):
+        found = measured.curve(Figure.ATTENTION, f"cpu/{dtype}")
+        assert [heads for heads, _ in found] == [1, 4]
+        assert hardware.attention_rate("cpu", dtype, 2) > 0
     assert 0 <= hardware.others_share <= 1
     assert hardware.expand_rate("cpu", "bfloat16", "float32") > 0
     assert hardware.gemm_flops_per_s("cpu", "float32", 2) > 0

@@ -10,12 +10,13 @@ from typing import Final
 from engine.config import Budgets
 from engine.errors import BudgetError, HardwareError
 from engine.planning.cost import check_budgets, peak_bytes
-from engine.planning.planners.base import Wishes
+from engine.planning.planners.base import Situation, Wishes
 from engine.planning.planners.candidates import (
     Away,
     Candidate,
     candidates,
     fetched_otherwise,
+    loads,
     smallest,
 )
 from engine.planning.planners.program import Program
@@ -34,6 +35,9 @@ _AS_GOOD: Final = 0.8
 steady state, which a short job's own rate may differ from in either direction.
 """
 
+_STEADY_AS_GOOD: Final = 0.9
+"""Jobs are not played through of policies whose own steady state is below this share of that job."""
+
 
 def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
     """Raises BudgetError with the tier, what it lacks and the smallest change that would fit, and
@@ -43,7 +47,7 @@ def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
         raise HardwareError("a plan by measured rates needs the machine's and what waits for it")
     situation = wishes.situation
     model = Model(shape=shape, work=situation.work, hardware=situation.hardware)
-    found = _placed(model, budgets, wishes, situation.workload)
+    found = _placed(model, budgets, wishes, situation)
     if not found:
         raise BudgetError(_what_lacks(model, budgets, wishes))
     fastest = max(prediction.job_tokens_per_s for prediction, _ in found)
@@ -55,7 +59,7 @@ def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
 
 
 def _placed(
-    model: Model, budgets: Budgets, wishes: Wishes, workload: Workload
+    model: Model, budgets: Budgets, wishes: Wishes, situation: Situation
 ) -> list[tuple[Prediction, Policy]]:
     """All candidates that what they must compute leaves a chance, placed, and the whole job of those
     that their steady state leaves one.
@@ -66,11 +70,12 @@ def _placed(
         for at, each in enumerate(candidates(model.shape, budgets, wishes))
         if _can_fit(model.shape, each, budgets)
     )
-    search = _Search(model, budgets, workload, program)
+    search = _Search(model, budgets, situation.workload, program)
     for bound, _, each in bounded:
         if -bound <= search.least_rate:
             break
-        search.look_at(each)
+        for placed_for in loads(situation, each):
+            search.look_at(placed_for)
     for each in smallest(model.shape, budgets, wishes) if not search.found else ():
         search.look_at(each)
     return search.found
@@ -120,7 +125,7 @@ class _Search:
         them on its own tier. Seconds of a steady sweep.
         """
         load, _, sweep_s = steady(self._model, policy, self._workload)
-        if load.rows / sweep_s <= self.least_rate:
+        if load.rows / sweep_s <= self.least_rate / _AS_GOOD * _STEADY_AS_GOOD:
             return sweep_s
         self.found.append((predict(self._model, policy, self._workload), policy))
         if _away(policy):
