@@ -1,4 +1,4 @@
-"""The table of routes."""
+"""The tables of routes: those that ask for a key, and those that are open to everybody."""
 
 from typing import Final
 
@@ -11,5 +11,5 @@ ROUTES: Final[tuple[APIRouter, ...]] = (
     uploads.router,
     batches.router,
     models.router,
-    health.router,
 )
+OPEN_ROUTES: Final[tuple[APIRouter, ...]] = (health.router,)
