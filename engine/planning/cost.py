@@ -27,7 +27,8 @@ HEAD_TILE_BYTES: Final = 32 * 2**20
 dtype."""
 
 SAMPLING_BYTES: Final = 32 * 2**20
-"""Copies of logits that are sampled from at once, a few rows of them, beside the logits themselves."""
+"""Copies of logits that are sampled from at once, a few rows of them, beside the logits themselves;
+before that, the tiles of logits that prompts' tokens are scored in."""
 
 WIDENED_BYTES: Final = 8 * 2**20
 """Keys of 16 bits that attention on a CPU copies at once, as float32; or one row's."""
