@@ -41,6 +41,7 @@ class Model:
             work.expert_elements,
             work.windows,
             work.layer_kv_bytes,
+            work.layer_values,
             strict=True,
         )
         first: dict[object, int] = {}

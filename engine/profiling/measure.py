@@ -209,7 +209,7 @@ def _attention(device: torch.device, dtype: torch.dtype, effort: Effort) -> list
 
 def _elementwise(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Measurement]:
     rate = elementwise_rate(dtype=dtype, device=device, seconds=effort.seconds)
-    return [_one(Figure.ELEMENTWISE, kind_of(device, dtype), rate)]
+    return [Measurement(figure=Figure.ELEMENTWISE, kind=kind_of(device, dtype), rate=rate)]
 
 
 def _expansion(

@@ -39,7 +39,12 @@ MACHINE: Final = Hardware(
         "gpu/bfloat16": RateCurve.flat(200e9),
     },
     expand_bytes_per_s={"cpu/bfloat16->float32": 5e9},
-    elementwise_bytes_per_s={"cpu/float32": 10e9},
+    elementwise_bytes_per_s={
+        "cpu/float32": 10e9,
+        "cpu/bfloat16": 10e9,
+        "gpu/float32": 100e9,
+        "gpu/bfloat16": 100e9,
+    },
     layer_overhead_s=0.0,
     row_overhead_s=0.0,
     sweep_overhead_s=0.0,
