@@ -40,6 +40,8 @@ class Opt:
             intermediate_size=inner,
             vocab_size=_VOCAB_SIZE,
             max_context_tokens=2048,
+            lookup_bytes_per_token=12 * self.num_heads,
+            widened_bytes_per_token=4 * hidden + 2 * self.num_heads,
         )
 
     @property
@@ -56,11 +58,17 @@ class Opt:
             layer_kv_bytes=(4 * hidden,) * layers,
             expert_elements=(0,) * layers,
             expert_share=1.0,
+            # Four products of the hidden size, and the two of the MLP with four times of it.
+            layer_values=(18 * hidden,) * layers,
         )
 
 
 def _matrix(rows: int, columns: int) -> Placeable:
-    return Placeable(num_bytes=2 * rows * columns, granule_bytes=2 * _GRANULE_ROWS * columns)
+    return Placeable(
+        num_bytes=2 * rows * columns,
+        granule_bytes=2 * _GRANULE_ROWS * columns,
+        row_bytes=2 * columns,
+    )
 
 
 OPT_6_7B = Opt(name="OPT-6.7B", num_layers=32, hidden_size=4096, num_heads=32)

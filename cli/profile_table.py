@@ -34,6 +34,8 @@ def profile_table(hardware: "Hardware") -> Table:
         ("a layer's step", hardware.layer_overhead_s),
         ("a row", hardware.row_overhead_s),
         ("a row's layer", hardware.row_layer_overhead_s),
+        ("a prompt's layer", hardware.prompt_layer_overhead_s),
+        ("an expert", hardware.expert_overhead_s),
     )
     costs = ", ".join(f"{what} {cost_s / _MICROSECOND_S:.0f} µs" for what, cost_s in overheads)
     table.add_row("overheads", "", costs, "")
@@ -49,7 +51,11 @@ def profile_text(hardware: "Hardware") -> str:
     )
     facts = ", ".join(f"{name} {value}" for name, value in hardware.versions.items())
     may_use = ", ".join(f"{amount(size)}B of {what}" for size, what in tiers if size)
-    return f"{hardware.name}, of {hardware.measured_on}\n{facts}\n{may_use} may be used"
+    told = f"{hardware.name}, of {hardware.measured_on}\n{facts}\n{may_use} may be used"
+    if hardware.others_share:
+        told += f"\nmeasured while others had {hardware.others_share:.1%} of the cores' time"
+        told += ": too much, so that it is measured anew next time" if hardware.is_crowded else ""
+    return told
 
 
 def _rows(hardware: "Hardware") -> Iterator[tuple[str, str, str, str]]:
@@ -61,10 +67,13 @@ def _rows(hardware: "Hardware") -> Iterator[tuple[str, str, str, str]]:
             yield field, what, kind, f"{amount(rate)}B"
     for kind, curve in hardware.gemm.items():
         yield "gemm", "products", kind, _points(curve, "FLOP", lambda rows: f"{rows:.0f}")
-    for tier, rate in hardware.attention_bytes_per_s.items():
-        yield "attention_bytes_per_s", "attention", tier, f"{amount(rate)}B"
+    for kind, curve in hardware.attention_bytes_per_s.items():
+        told = _points(curve, "B", lambda heads: f"{heads:.0f}:1")
+        yield "attention_bytes_per_s", "attention", kind, told
     for kind, rate in hardware.expand_bytes_per_s.items():
         yield "expand_bytes_per_s", "expansion", kind, f"{amount(rate)}B"
+    for kind, rate in hardware.elementwise_bytes_per_s.items():
+        yield "elementwise_bytes_per_s", "between products", kind, f"{amount(rate)}B"
 
 
 def _requests(curve: "RateCurve") -> str:

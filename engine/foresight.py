@@ -84,7 +84,8 @@ def _skeleton(config: Any, dtype: torch.dtype) -> Any:
 
 
 def _groups_of(checkpoint: Checkpoint, model: Any) -> tuple[PackGroup, ...]:
-    return place_groups(Conversion(checkpoint, model), _NOWHERE, in_place=False)
+    """As an engine reads them: in the source's own order, where it needs no pack of them."""
+    return place_groups(Conversion(checkpoint, model), _NOWHERE, in_place=True)
 
 
 def _groups_foreseen(model: Any, stored: torch.dtype) -> tuple[PackGroup, ...]:

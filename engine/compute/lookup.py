@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.compute.segments import Head, Span
+from engine.planning.cost import WIDENED_BYTES
 
 Seen = tuple[int, Span]
 """A decoding row: its token's place in the packing, and what it sees of the cache."""
@@ -25,9 +26,6 @@ a call of the flash kernel for each row is faster.
 """
 
 _MOST_HEADS_TO_A_16_BIT_KEY: Final = 4
-
-_WIDENED_BYTES: Final = 8 * 2**20
-"""Keys of 16 bits are scored as float32: copied for so many bytes of rows at a time, or for one."""
 
 
 def suits_lookup(num_heads: int, keys: torch.Tensor) -> bool:
@@ -42,8 +40,10 @@ def plan_lookups(
     """For all layers whose pools are like `keys` (kv_heads, slots, size)."""
     groups: Iterator[Sequence[Seen]] = iter([rows] if rows else [])
     if _is_16_bit(keys):
+        # Of keys the copies, of each head's weights those in the values' dtype.
         slot_bytes = keys.shape[0] * keys.shape[2] * torch.float32.itemsize
-        groups = _grouped(rows, most_slots=_WIDENED_BYTES // slot_bytes)
+        slot_bytes += num_heads * keys.itemsize
+        groups = _grouped(rows, most_slots=WIDENED_BYTES // slot_bytes)
     return tuple(Lookup(group, num_heads=num_heads, keys=keys) for group in groups)
 
 

@@ -24,7 +24,6 @@ _MATRICES_BYTES: Final = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 """Of all matrices that take turns: more than a cache holds, as a model's layers are."""
 
 _KV_HEADS: Final = 4
-_QUERY_HEADS: Final = 16
 _HEAD_SIZE: Final = 64
 _CONTEXT_TOKENS: Final = 512
 _ATTENDING_ROWS: Final = {"cpu": 32, "cuda": 256}
@@ -67,7 +66,9 @@ def gemm_rates(
         return [measured(num_rows) for num_rows in rows]
 
 
-def attention_rate(*, dtype: torch.dtype, device: torch.device, seconds: float) -> Rate:
+def attention_rate(
+    *, heads_per_key: int, dtype: torch.dtype, device: torch.device, seconds: float
+) -> Rate:
     """Cached bytes a second that rows with one new token each attend over."""
     num_rows = _ATTENDING_ROWS[device.type]
     shape = KVShape(num_heads=_KV_HEADS, key_size=_HEAD_SIZE, value_size=_HEAD_SIZE)
@@ -78,7 +79,9 @@ def attention_rate(*, dtype: torch.dtype, device: torch.device, seconds: float) 
         pool.normal_()
     packing = _decoding(cache, num_rows)
     new = New(
-        query=torch.randn(_QUERY_HEADS, num_rows, _HEAD_SIZE, dtype=dtype, device=device),
+        query=torch.randn(
+            heads_per_key * _KV_HEADS, num_rows, _HEAD_SIZE, dtype=dtype, device=device
+        ),
         key=torch.randn(_KV_HEADS, num_rows, _HEAD_SIZE, dtype=dtype, device=device),
         value=torch.randn(_KV_HEADS, num_rows, _HEAD_SIZE, dtype=dtype, device=device),
     )

@@ -1,5 +1,6 @@
 """What a model weighs, read off its config and its pack: the planner's figures, no weights."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -96,15 +97,9 @@ def model_shape(
         for tensor in group.tensors
     }
     hidden_size = int(text.hidden_size)
+    lookup_bytes, widened_bytes = _looked_up_bytes(config, dtype)
     return ModelShape(
-        layers=tuple(
-            tuple(
-                _placeable(tensor, kinds[tensor.name], dtypes[tensor.name])
-                for tensor in group.tensors
-                if kinds[tensor.name] is not Kind.FIXED
-            )
-            for group in layers
-        ),
+        layers=tuple(_placed(group, kinds, dtypes) for group in layers),
         fixed_bytes=sum(
             math.prod(tensor.shape) * dtypes[tensor.name].itemsize
             for tensor in every
@@ -118,10 +113,28 @@ def model_shape(
         compute_itemsize=dtype.itemsize,
         kv_bytes_per_token=sum(shape.token_bytes(dtype) for shape in kv_shapes(config)),
         kv_layer_bytes_per_token=max(shape.token_bytes(dtype) for shape in kv_shapes(config)),
+        lookup_bytes_per_token=lookup_bytes,
+        widened_bytes_per_token=widened_bytes,
         hidden_size=hidden_size,
         intermediate_size=_widest(getattr(text, "intermediate_size", None) or 4 * hidden_size),
         vocab_size=int(text.vocab_size),
         max_context_tokens=max_context_tokens(config),
+    )
+
+
+def _placed(
+    group: PackGroup, kinds: Mapping[str, Kind], dtypes: Mapping[str, torch.dtype]
+) -> tuple[Placeable, ...]:
+    """A layer's placeable tensors, each with its distance to the next."""
+    tensors = [tensor for tensor in group.tensors if kinds[tensor.name] is not Kind.FIXED]
+    starts = [tensor.offset_bytes for tensor in tensors[1:]]
+    ends = [tensor.offset_bytes + tensor.num_bytes for tensor in tensors]
+    gaps = [start - end for start, end in zip([*starts, *ends[-1:]], ends, strict=True)]
+    return tuple(
+        dataclasses.replace(
+            _placeable(tensor, kinds[tensor.name], dtypes[tensor.name]), gap_bytes=gap
+        )
+        for tensor, gap in zip(tensors, gaps, strict=True)
     )
 
 
@@ -135,8 +148,35 @@ def _placeable(tensor: PackedTensor, kind: Kind, dtype: torch.dtype) -> Placeabl
         granule_bytes=min(tensor.num_bytes, row_bytes * (_GRANULE_ROWS if by_row else 1)),
         unpacked_bytes=math.prod(tensor.shape) * dtype.itemsize if converted else 0,
         is_whole=kind is Kind.WHOLE,
+        is_stack=kind is Kind.STACK,
+        row_bytes=row_bytes if by_row else 0,
         stored_dtype=None if tensor.dtype == dtype else str(tensor.dtype).removeprefix("torch."),
     )
+
+
+def _looked_up_bytes(config: Any, dtype: torch.dtype) -> tuple[int, int]:
+    """Of a cached token, for a CPU (`engine/compute/lookup.py`): of tables for every kind of layers
+    that look at a cache alike, a place and a score of each head, for keys of 16 bits a second place;
+    and of one layer, such keys as float32 and a weight of each head.
+    """
+    text = config.get_text_config(decoder=True)
+    every = kv_shapes(config)
+    layers = getattr(text, "per_layer_config", None) or [text] * len(every)
+    kinds = getattr(text, "layer_types", None) or [None] * len(every)
+    windows = _windows(text, len(every))
+    alike = {
+        (kind, window, max(int(layer.num_attention_heads), shape.num_heads), shape.num_heads, size)
+        for kind, window, layer, shape in zip(kinds, windows, layers, every, strict=True)
+        for size in [shape.key_size]
+    }
+    is_16_bit = dtype.itemsize < torch.float32.itemsize
+    element_bytes = torch.float32.itemsize + torch.int32.itemsize * (2 if is_16_bit else 1)
+    tables = sum(num_heads * element_bytes for _, _, num_heads, _, _ in alike)
+    widened = max(
+        kv_heads * size * torch.float32.itemsize + num_heads * dtype.itemsize
+        for _, _, num_heads, kv_heads, size in alike
+    )
+    return tables, widened if is_16_bit else 0
 
 
 def _widest(sizes: int | Sequence[int]) -> int:
@@ -159,6 +199,10 @@ def model_work(groups: Sequence[PackGroup], config: Any, *, dtype: torch.dtype) 
             sum(_met_elements(tensor.shape, text) for tensor in each) for each in stacks
         ),
         expert_share=_expert_share(text) if any(stacks) else 1.0,
+        layer_values=tuple(
+            sum(_met_values(tensor.shape, text) for tensor in group.tensors) for group in layers
+        ),
+        num_experts=_first_count(text, _NUM_EXPERTS) or 0 if any(stacks) else 0,
         layer_kv_bytes=tuple(
             (shape if shape.owner is None else every_kv[shape.owner]).token_bytes(dtype)
             for shape in every_kv
@@ -186,6 +230,14 @@ def _met_elements(shape: tuple[int, ...], text: Any) -> int:
     if _is_stack(shape, text):
         return int(_first_count(text, _NUM_CHOSEN) or 1) * math.prod(shape[1:])
     return math.prod(shape)
+
+
+def _met_values(shape: tuple[int, ...], text: Any) -> int:
+    """Inputs and outputs of the products with a tensor that one token meets."""
+    if len(shape) < 2:
+        return 0
+    times = int(_first_count(text, _NUM_CHOSEN) or 1) if _is_stack(shape, text) else 1
+    return times * sum(shape[-2:])
 
 
 def _is_stack(shape: tuple[int, ...], text: Any) -> bool:

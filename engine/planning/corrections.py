@@ -45,14 +45,20 @@ class Corrections:
             to_gpu_plain_bytes_per_s=_slower(hardware.to_gpu_plain_bytes_per_s, bus),
             gemm={kind: curve.scaled(1 / compute) for kind, curve in hardware.gemm.items()},
             attention_bytes_per_s={
-                tier: rate / attention for tier, rate in hardware.attention_bytes_per_s.items()
+                kind: curve.scaled(1 / attention)
+                for kind, curve in hardware.attention_bytes_per_s.items()
             },
             expand_bytes_per_s={
                 kind: rate / compute for kind, rate in hardware.expand_bytes_per_s.items()
             },
+            elementwise_bytes_per_s={
+                kind: rate / compute for kind, rate in hardware.elementwise_bytes_per_s.items()
+            },
             layer_overhead_s=hardware.layer_overhead_s * compute,
             row_overhead_s=hardware.row_overhead_s * compute,
             row_layer_overhead_s=hardware.row_layer_overhead_s * compute,
+            prompt_layer_overhead_s=hardware.prompt_layer_overhead_s * compute,
+            expert_overhead_s=hardware.expert_overhead_s * compute,
             sweep_overhead_s=hardware.sweep_overhead_s * compute,
         )
 

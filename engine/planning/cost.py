@@ -14,6 +14,7 @@ from engine.planning.shape import (
     total_bytes,
     unpacked_bytes,
 )
+from engine.planning.units import units_of
 
 KV_PAGE_TOKENS: Final = 16
 """Tokens that keys and values are handed out by."""
@@ -28,6 +29,9 @@ dtype."""
 SAMPLING_BYTES: Final = 32 * 2**20
 """Copies of logits that are sampled from at once, a few rows of them, beside the logits themselves;
 before that, the tiles of logits that prompts' tokens are scored in."""
+
+WIDENED_BYTES: Final = 8 * 2**20
+"""Keys of 16 bits that attention on a CPU copies at once, as float32; or one row's."""
 
 _SCRATCH_BYTES: Final = 4 * TILE_BYTES  # a tile, its copy inside the kernel, two products
 _RUNTIME_BYTES: Final = 48 * 2**20  # the model's modules, threads, allocators' slack
@@ -46,10 +50,14 @@ def slot_bytes(shape: ModelShape, policy: Policy) -> int:
     for tensors, split in zip(shape.layers, policy.layer_splits, strict=True):
         if streamed := split.streamed_bytes(compute):
             unit_bytes = min(streamed, _largest_unit_bytes(tensors, policy))
-            largest = max(largest, unit_bytes + len(tensors) * _TENSOR_SLACK_BYTES)
+            largest = max(largest, unit_bytes + _gap_bytes(tensors))
     head = policy.head_split.streamed_bytes(compute) if policy.head_split else 0
     largest = max(largest, min(head, _tile_bytes(shape, policy)))
     return largest + _READ_SLACK_BYTES if largest else 0
+
+
+def _gap_bytes(tensors: Sequence[Placeable]) -> int:
+    return max(len(tensors) * _TENSOR_SLACK_BYTES, sum(tensor.gap_bytes for tensor in tensors))
 
 
 def _largest_unit_bytes(tensors: Sequence[Placeable], policy: Policy) -> int:
@@ -108,6 +116,36 @@ def fetch_bytes(shape: ModelShape, policy: Policy) -> int:
     return 2 * min(-(-away * layer_bytes // shape.kv_bytes_per_token), tokens * layer_bytes)
 
 
+def lookup_bytes(shape: ModelShape, policy: Policy) -> int:
+    """What attention on a CPU holds in host memory beside keys and values: its tables of the tokens
+    that decoding rows see, through a sweep; and what it copies of them for one layer. At most: of
+    all that is kept on tiers which the CPU attends to.
+    """
+    if policy.compute is Tier.GPU and not policy.attends_beside:
+        return 0
+    kept_bytes = policy.kv.total_bytes - policy.kv[Tier.GPU]
+    most_tokens = policy.block_rows * shape.max_context_tokens
+    kept = min(-(-kept_bytes // shape.kv_bytes_per_token), most_tokens)
+    return kept * shape.lookup_bytes_per_token + widened_bytes(shape, kept)
+
+
+def widened_bytes(shape: ModelShape, kept_tokens: int) -> int:
+    """Of so many cached tokens those that attention on a CPU copies at once: some rows' or one's."""
+    per_token = shape.widened_bytes_per_token
+    return min(kept_tokens * per_token, max(WIDENED_BYTES, shape.max_context_tokens * per_token))
+
+
+def kv_bytes_within(shape: ModelShape, tier: Tier, left_bytes: int) -> int:
+    """Of bytes that are left of a tier, what keys and values can have there: in host memory what
+    attention on a CPU notes of them lies beside.
+    """
+    if tier is not Tier.CPU:
+        return max(0, left_bytes)
+    beside = shape.lookup_bytes_per_token + shape.widened_bytes_per_token
+    per_token = shape.kv_bytes_per_token
+    return max(0, (left_bytes - beside) * per_token // (per_token + beside))
+
+
 def hidden_bytes(shape: ModelShape, policy: Policy) -> int:
     """Hidden states of all of a sweep's tokens, where they wait between layers."""
     tokens = policy.sweep_tokens + policy.block_rows
@@ -138,7 +176,7 @@ def host_extra_bytes(shape: ModelShape, policy: Policy) -> int:
     if policy.compute is Tier.CPU:
         return runtime
     hosted = sum(
-        split.cpu_bytes + len(tensors) * _TENSOR_SLACK_BYTES + _READ_SLACK_BYTES
+        split.cpu_bytes + _gap_bytes(tensors) + _READ_SLACK_BYTES
         for tensors, split in _units(shape, policy)
         if split.cpu_bytes
     )
@@ -167,6 +205,7 @@ def peak_bytes(shape: ModelShape, policy: Policy) -> dict[Tier, int]:
         peaks[tier] += policy.kv[tier]
     for tier in {policy.compute, Tier.CPU}:
         peaks[tier] += fetch_bytes(shape, policy)
+    peaks[Tier.CPU] += lookup_bytes(shape, policy)
     if policy.hidden_tier is not None:
         peaks[policy.hidden_tier] += hidden_bytes(shape, policy)
     peaks[Tier.CPU] += host_extra_bytes(shape, policy)
@@ -175,7 +214,9 @@ def peak_bytes(shape: ModelShape, policy: Policy) -> dict[Tier, int]:
 
 
 def check_budgets(shape: ModelShape, policy: Policy, budgets: Budgets) -> None:
-    """Raises BudgetError if the policy's peak of any tier is over its budget."""
+    """Raises BudgetError if the policy's peak of any tier is over its budget, if no page of keys and
+    values fits, or if a layer's units are more than there are slots to hold while micro-batches pass.
+    """
     limits = {
         Tier.GPU: budgets.gpu_bytes,
         Tier.CPU: budgets.host_bytes,
@@ -194,6 +235,27 @@ def check_budgets(shape: ModelShape, policy: Policy, budgets: Budgets) -> None:
             f"the policy gives keys and values {max(0, most_bytes):,} bytes of any one tier, and "
             f"one page of {KV_PAGE_TOKENS} tokens needs {page_bytes:,} bytes"
         )
+    _require_slots_for_units(shape, policy)
+
+
+def held_units(shape: ModelShape, policy: Policy) -> int:
+    """Of the layer that comes in the most: so many are held until all micro-batches are through."""
+    pairs = set(zip(shape.layers, policy.layer_splits, strict=True))
+    return max((units_of(tensors, split, policy).count for tensors, split in pairs), default=0)
+
+
+def _require_slots_for_units(shape: ModelShape, policy: Policy) -> None:
+    """With fewer, each micro-batch reads for itself what no slot could hold (`memory/weights.py`)."""
+    if policy.unit_bytes is None or not policy.may_cut_sweeps:
+        return
+    needed = held_units(shape, policy) + 1
+    if needed > policy.num_slots:
+        raise BudgetError(
+            f"a layer comes in {needed - 1} units of at most {policy.unit_bytes:,} bytes, and all are "
+            f"held while several micro-batches pass (up to {policy.micro_batch_tokens:,} of "
+            f"{policy.block_rows + policy.sweep_tokens:,} tokens, rows of one tier): that takes "
+            f"{needed} slots with the one to spare, and the policy has {policy.num_slots}"
+        )
 
 
 def with_spare_kv(shape: ModelShape, policy: Policy, budgets: Budgets) -> Policy:
@@ -204,7 +266,8 @@ def with_spare_kv(shape: ModelShape, policy: Policy, budgets: Budgets) -> Policy
     left_bytes = limit - peak_bytes(shape, policy)[policy.compute]
     tokens = max(_SPARE_ROWS, _SPARE_BLOCKS * policy.block_rows) * shape.max_context_tokens
     room_bytes = tokens * shape.kv_bytes_per_token - policy.kv.total_bytes
-    spare_bytes = max(0, min(int(_SPARE_SHARE * left_bytes), room_bytes))
+    within_bytes = kv_bytes_within(shape, policy.compute, int(_SPARE_SHARE * left_bytes))
+    spare_bytes = max(0, min(within_bytes, room_bytes))
     field = f"{policy.compute}_bytes"
     kv = dataclasses.replace(policy.kv, **{field: policy.kv[policy.compute] + spare_bytes})
     return dataclasses.replace(policy, kv=kv)

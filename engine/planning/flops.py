@@ -25,6 +25,11 @@ class Work:
     expert_elements: tuple[int, ...]
     """Of `matrix_elements` those in experts: each of them meets a share of the tokens only."""
     expert_share: float
+    layer_values: tuple[int, ...]
+    """Of a token in each layer, what goes into its products and comes out of them: norms, rotations,
+    gates and sums read and write each of them about as often, whatever the model."""
+    num_experts: int = 0
+    """Of a layer that has any: `expert_share` of them are a token's."""
 
     def matrix_flops(self, layer: int, num_tokens: int) -> int:
         return 2 * self.matrix_elements[layer] * num_tokens

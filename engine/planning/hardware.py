@@ -11,8 +11,11 @@ from engine.errors import HardwareError
 
 _T = TypeVar("_T")
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 """Of the JSON form: raised when a field changes its meaning."""
+
+MOST_OTHERS_SHARE: Final = 0.1
+"""Of the cores' time: what was measured while others had more of it is not what a machine can do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,9 +64,12 @@ class Hardware:
     """One machine. Capacities in bytes, rates in bytes/s or FLOP/s, overheads in seconds.
 
     `gemm` has a curve over rows of the left factor for "<tier>/<compute dtype>", such as
-    "cpu/float32". `attention_bytes_per_s` has the live keys and values that "cpu" and "gpu" attend
-    to a second while a row decodes. `expand_bytes_per_s` has the stored bytes turned to compute
+    "cpu/float32". `attention_bytes_per_s`, by the same names, has the live keys and values that are
+    attended to a second while a row decodes, over the query heads to each key head: a kernel may
+    read a key for each of them. `expand_bytes_per_s` has the stored bytes turned to compute
     dtype a second, for "<tier>/<stored>-><compute dtype>", such as "cpu/bfloat16->float32".
+    `elementwise_bytes_per_s` has, for "<tier>/<compute dtype>", the bytes that go into and come out
+    of a layer's products a second while all is computed but products and attention.
     `spread` is, by a field's name, how far apart the tries of its measurement lay, relative.
     """
 
@@ -84,8 +90,9 @@ class Hardware:
     memory_bytes_per_s: float
     """Reading host memory."""
     gemm: Mapping[str, RateCurve]
-    attention_bytes_per_s: Mapping[str, float]
+    attention_bytes_per_s: Mapping[str, RateCurve]
     expand_bytes_per_s: Mapping[str, float]
+    elementwise_bytes_per_s: Mapping[str, float]
     layer_overhead_s: float
     """Of one layer's visit by one micro-batch, beside its arithmetic."""
     row_overhead_s: float
@@ -93,15 +100,27 @@ class Hardware:
     sweep_overhead_s: float
     row_layer_overhead_s: float = 0.0
     """Of one row in one layer."""
+    prompt_layer_overhead_s: float = 0.0
+    """Of one prompt that has tokens in a sweep, in one layer."""
+    expert_overhead_s: float = 0.0
+    """Of one expert that has tokens, in one layer of one micro-batch."""
+    others_share: float = 0.0
+    """Of the cores' time, what other processes took while this was measured."""
     spread: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether others had so much of the cores meanwhile that the figures are to be taken again."""
+        return self.others_share > MOST_OTHERS_SHARE
 
     def gemm_flops_per_s(self, tier: str, compute_dtype: str, num_rows: float) -> float:
         """Raises HardwareError where no such product was measured."""
         return _of(self.gemm, f"{tier}/{compute_dtype}", "gemm").at(num_rows)
 
-    def attention_rate(self, tier: str) -> float:
+    def attention_rate(self, tier: str, compute_dtype: str, heads_per_key: float) -> float:
         """Bytes/s of keys and values. Raises HardwareError where it was not measured."""
-        return _of(self.attention_bytes_per_s, tier, "attention_bytes_per_s")
+        name = f"{tier}/{compute_dtype}"
+        return _of(self.attention_bytes_per_s, name, "attention_bytes_per_s").at(heads_per_key)
 
     def expand_rate(self, tier: str, stored: str, compute_dtype: str) -> float:
         """Stored bytes/s; infinite where nothing is turned. Raises HardwareError if not measured."""
@@ -109,6 +128,11 @@ class Hardware:
             return math.inf
         name = f"{tier}/{stored}->{compute_dtype}"
         return _of(self.expand_bytes_per_s, name, "expand_bytes_per_s")
+
+    def elementwise_rate(self, tier: str, compute_dtype: str) -> float:
+        """Bytes/s of products' inputs and outputs. Raises HardwareError if it was not measured."""
+        key = f"{tier}/{compute_dtype}"
+        return _of(self.elementwise_bytes_per_s, key, "elementwise_bytes_per_s")
 
     def to_json(self) -> str:
         """Readable, one field a line; `from_json` gives an equal value back."""
@@ -124,9 +148,21 @@ class Hardware:
             raise HardwareError(f"a hardware file has version {_VERSION}, this one {version!r}")
         if unknown := sorted(fields.keys() - set(_names())):
             raise HardwareError(f"a hardware file has no field {', '.join(unknown)}")
-        if missing := sorted(set(_names()) - fields.keys() - {"spread", "row_layer_overhead_s"}):
+        if missing := sorted(set(_names()) - fields.keys() - _OPTIONAL):
             raise HardwareError(f"the hardware file lacks {', '.join(missing)}")
         return cls(**{name: _read(name, value) for name, value in fields.items()})
+
+
+_OPTIONAL: Final = frozenset(
+    {
+        "spread",
+        "row_layer_overhead_s",
+        "prompt_layer_overhead_s",
+        "expert_overhead_s",
+        "others_share",
+    }
+)
+"""Fields that a file may lack."""
 
 
 def _names() -> list[str]:
@@ -169,6 +205,10 @@ def _curve(value: Any) -> RateCurve:
     return RateCurve(tuple((float(size), float(rate)) for size, rate in value))
 
 
+def _curves(value: Any) -> dict[str, RateCurve]:
+    return {str(key): _curve(each) for key, each in value.items()}
+
+
 def _rate_or_none(value: Any) -> float | None:
     return None if value is None else float(value)
 
@@ -189,9 +229,10 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "to_gpu_pinned_bytes_per_s": _rate_or_none,
     "to_gpu_plain_bytes_per_s": _rate_or_none,
     "from_gpu_bytes_per_s": _rate_or_none,
-    "gemm": lambda value: {str(key): _curve(each) for key, each in value.items()},
-    "attention_bytes_per_s": _rates,
+    "gemm": _curves,
+    "attention_bytes_per_s": _curves,
     "expand_bytes_per_s": _rates,
+    "elementwise_bytes_per_s": _rates,
     "spread": _rates,
 }
 """How a field is read where it is not a plain number."""

@@ -8,6 +8,14 @@ from engine.planning.hardware import Hardware, RateCurve
 _GB: Final = 10**9
 _GIB: Final = 2**30
 
+
+def _attention(dtypes: tuple[str, ...], **rates: float) -> dict[str, RateCurve]:
+    """Rates by tier, the same in every dtype and however many query heads share a key."""
+    return {
+        f"{tier}/{dtype}": RateCurve.flat(rate) for tier, rate in rates.items() for dtype in dtypes
+    }
+
+
 T4_208GB: Final = Hardware(
     name="T4 16 GB, 208 GB, NVMe",
     measured_on="2026-11-25",
@@ -28,12 +36,20 @@ T4_208GB: Final = Hardware(
         "cpu/float16": RateCurve(((1.0, 20e9), (128.0, 500e9))),  # 2.0 GHz Xeon, AVX-512
         "cpu/float32": RateCurve(((1.0, 20e9), (128.0, 500e9))),
     },
-    attention_bytes_per_s={"gpu": 200e9, "cpu": 60e9},
+    attention_bytes_per_s=_attention(("float16", "float32"), gpu=200e9, cpu=60e9),
     expand_bytes_per_s={
         "gpu/int4->float16": 60e9,
         "gpu/int8->float16": 100e9,
         # As many bytes are written as are read: half of what its memory gives, at most.
         "gpu/bfloat16->float16": 120e9,
+        "cpu/float16->float32": 20e9,
+    },
+    # Each value is read or written two to three times: that part of what the memory gives.
+    elementwise_bytes_per_s={
+        "gpu/float16": 100e9,
+        "gpu/float32": 100e9,
+        "cpu/float16": 15e9,
+        "cpu/float32": 20e9,
     },
     layer_overhead_s=1e-3,
     row_overhead_s=2e-4,
@@ -45,7 +61,7 @@ T4_208GB_AS_FLEXGEN: Final = dataclasses.replace(
     T4_208GB,
     name="T4 16 GB, 208 GB, NVMe, as FlexGen's runtime drove it",
     from_gpu_bytes_per_s=0.97 * _GIB,
-    attention_bytes_per_s={"gpu": 79e9, "cpu": 12.3e9},
+    attention_bytes_per_s=_attention(("float16", "float32"), gpu=79e9, cpu=12.3e9),
 )
 """The same machine at the rates that FlexGen's authors fitted to their own runs."""
 
@@ -70,8 +86,22 @@ RTX_4090_128GB: Final = Hardware(
         "cpu/float16": RateCurve(((1.0, 30e9), (128.0, 800e9))),
         "cpu/float32": RateCurve(((1.0, 30e9), (128.0, 800e9))),
     },
-    attention_bytes_per_s={"gpu": 800e9, "cpu": 60e9},
-    expand_bytes_per_s={"gpu/int4->bfloat16": 250e9, "gpu/int8->bfloat16": 400e9},
+    attention_bytes_per_s=_attention(("bfloat16", "float16", "float32"), gpu=800e9, cpu=60e9),
+    expand_bytes_per_s={
+        "gpu/int4->bfloat16": 250e9,
+        "gpu/int8->bfloat16": 400e9,
+        # Twice as many bytes are written as are read: a third of what host memory gives.
+        "cpu/bfloat16->float32": 20e9,
+        "cpu/float16->float32": 20e9,
+    },
+    elementwise_bytes_per_s={
+        "gpu/bfloat16": 350e9,
+        "gpu/float16": 350e9,
+        "gpu/float32": 350e9,
+        "cpu/bfloat16": 15e9,
+        "cpu/float16": 15e9,
+        "cpu/float32": 20e9,
+    },
     layer_overhead_s=5e-4,
     row_overhead_s=1e-4,
     sweep_overhead_s=3e-3,

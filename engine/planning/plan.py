@@ -103,6 +103,7 @@ _RATES: Final = {
     "products": ("gemm",),
     "attention": ("attention_bytes_per_s",),
     "expansion of stored weights": ("expand_bytes_per_s",),
+    "work between products": ("elementwise_bytes_per_s",),
 }
 
 

@@ -78,7 +78,7 @@ class Policy:
     layers come in several units one of them is kept to spare."""
     unit_bytes: int | None = None
     """Streamed bytes of a layer that are fetched at once; None is all of them. A layer that serves
-    several micro-batches needs slots for all of its units."""
+    several micro-batches needs slots for all of its units (`cost.check_budgets`)."""
     attends_beside: bool = True
     fetch_tokens: int = 65536
     """Cached tokens that one micro-batch may bring from another tier."""
@@ -99,6 +99,17 @@ class Policy:
                 raise BudgetError(
                     f"a policy's {name} is at least {least_value}, not {getattr(self, name)}"
                 )
+
+    @property
+    def may_cut_sweeps(self) -> bool:
+        """Whether a sweep may come in several micro-batches: of rows of one tier, so many tokens, and
+        so many to fetch.
+        """
+        away = self.kv.total_bytes - self.kv[self.compute]
+        num_tiers = sum(1 for tier in Tier if self.kv[tier])
+        fetches = away > 0 and not self.attends_beside
+        is_over = self.block_rows + self.sweep_tokens > self.micro_batch_tokens
+        return is_over or fetches or num_tiers > 1
 
     @property
     def streamed_bytes(self) -> int:

@@ -22,10 +22,8 @@ def steady(model: Model, policy: Policy, workload: Workload) -> tuple[Load, Swee
     """Of one sweep in steady state: what it carries, its terms, its seconds."""
     rows = running_rows(model, policy, workload)
     load = steady_load(workload, rows=rows, sweep_tokens=policy.sweep_tokens)
-    sweep = Sweep(model, policy)
-    kept = kept_tokens(workload, rows=rows)
-    terms = sweep.terms(load, kept_tokens=kept)
-    return load, terms, sweep.seconds(load, kept_tokens=kept)
+    terms, sweep_s = Sweep(model, policy).timed(load, kept_tokens=kept_tokens(workload, rows=rows))
+    return load, terms, sweep_s
 
 
 def predict(model: Model, policy: Policy, workload: Workload) -> Prediction:

@@ -21,6 +21,8 @@ class SweepTerms:
     """What else comes to a GPU: cached keys and values, hidden states, answers of attention."""
     gemm_s: float = 0.0
     head_s: float = 0.0
+    elementwise_s: float = 0.0
+    """What lies between products: norms, rotations, gates, sums."""
     attention_s: float = 0.0
     """On the compute tier."""
     beside_s: float = 0.0
@@ -42,7 +44,7 @@ LANES: Final[Mapping[str, tuple[str, ...]]] = {
     "disk": ("disk_read_s", "kv_disk_s"),
     "bus": ("bus_s", "kv_transfer_s"),
     "store": ("store_s",),
-    "compute": ("gemm_s", "head_s", "attention_s", "expand_s", "overhead_s"),
+    "compute": ("gemm_s", "head_s", "elementwise_s", "attention_s", "expand_s", "overhead_s"),
     "attention beside": ("beside_s",),
 }
 """Which terms follow one another; lanes go on beside each other where the policy overlaps."""

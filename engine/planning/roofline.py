@@ -14,6 +14,7 @@ from engine.planning.flops import Work
 from engine.planning.hardware import Hardware
 from engine.planning.load import Load
 from engine.planning.policy import Policy, Split, Tier
+from engine.planning.routing import expected_experts
 from engine.planning.shape import ModelShape, Placeable
 
 _HIDDEN_ITEMSIZE: Final = 4
@@ -40,6 +41,7 @@ class Model:
             work.expert_elements,
             work.windows,
             work.layer_kv_bytes,
+            work.layer_values,
             strict=True,
         )
         first: dict[object, int] = {}
@@ -82,10 +84,36 @@ def gemm_s(model: Model, policy: Policy, load: Load, *, layer: int) -> float:
 
 
 def head_s(model: Model, policy: Policy, load: Load) -> float:
-    """2 * head elements * rows / gemm(rows): once a sweep, for the rows that sample alone."""
+    """2 * head elements * rows / gemm(rows): once a sweep, for the rows that sample alone. On a CPU
+    in float32 whatever layers are computed in (`engine/compute/linear.py`).
+    """
     if not load.rows:
         return 0.0
-    return model.work.head_flops(1) * load.rows / _gemm_rate(model, policy, load.rows)
+    rate = model.hardware.gemm_flops_per_s(
+        _DEVICES[policy.compute], _head_dtype(policy), max(1.0, load.rows)
+    )
+    return model.work.head_flops(1) * load.rows / rate
+
+
+def head_expand_s(model: Model, policy: Policy) -> float:
+    """The head's stored bytes / expand rate, once a sweep."""
+    taken_s = 0.0
+    for tensor in model.shape.head_tensors:
+        stored = tensor.stored_dtype or policy.compute_dtype
+        taken_s += tensor.num_bytes / model.hardware.expand_rate(
+            _DEVICES[policy.compute], stored, _head_dtype(policy)
+        )
+    return taken_s
+
+
+def _head_dtype(policy: Policy) -> str:
+    return policy.compute_dtype if policy.compute is Tier.GPU else "float32"
+
+
+def elementwise_s(model: Model, policy: Policy, load: Load, *, layer: int) -> float:
+    """T * bytes of what goes into and out of a token's products / elementwise rate."""
+    rate = model.hardware.elementwise_rate(_DEVICES[policy.compute], policy.compute_dtype)
+    return load.tokens * model.work.layer_values[layer] * model.shape.compute_itemsize / rate
 
 
 def expand_s(model: Model, policy: Policy, tensors: tuple[Placeable, ...], times: int) -> float:
@@ -109,6 +137,13 @@ def live_bytes(model: Model, load: Load, *, layer: int) -> float:
     return load.live_tokens * seen * model.work.layer_kv_bytes[layer]
 
 
+def heads_per_key(model: Model, *, layer: int) -> float:
+    """Query heads to each key head: both heads' bytes of all queries over what a token keeps."""
+    work = model.work
+    every = work.num_heads * (work.key_size + work.value_size) * model.shape.compute_itemsize
+    return max(1.0, every / max(1, work.layer_kv_bytes[layer]))
+
+
 def attention_s(
     model: Model, policy: Policy, load: Load, *, layer: int, tier: Tier, share: float
 ) -> float:
@@ -120,7 +155,10 @@ def attention_s(
     if not share:
         return 0.0
     device = _DEVICES[tier]
-    decode_s = live_bytes(model, load, layer=layer) / model.hardware.attention_rate(device)
+    attended_rate = model.hardware.attention_rate(
+        device, policy.compute_dtype, heads_per_key(model, layer=layer)
+    )
+    decode_s = live_bytes(model, load, layer=layer) / attended_rate
     window = model.work.windows[layer]
     pairs = load.prompt_pairs if window is None else min(load.prompt_pairs, float(window))
     flops = model.work.attention_flops(1) * pairs * load.prompt_tokens
@@ -128,11 +166,19 @@ def attention_s(
     return share * (decode_s + flops / rate)
 
 
-def overhead_s(model: Model, policy: Policy, load: Load) -> float:
-    """Of one layer: K visits, and what each row costs in it."""
-    hardware = model.hardware
-    visits_s = micro_batches(policy, load) * hardware.layer_overhead_s
-    return visits_s + load.rows * hardware.row_layer_overhead_s
+def overhead_s(model: Model, policy: Policy, load: Load, *, layer: int) -> float:
+    """Of one layer: K visits; what each decoding row and each prompt costs in it; in each visit what
+    its experts do, of which T / K tokens meet so many as chance has it (`routing.py`).
+    """
+    hardware, work = model.hardware, model.work
+    count = micro_batches(policy, load)
+    taken_s = count * hardware.layer_overhead_s + load.rows * hardware.row_layer_overhead_s
+    taken_s += load.prompt_tokens / max(1.0, load.prompt_length) * hardware.prompt_layer_overhead_s
+    if work.num_experts and work.expert_elements[layer]:
+        chosen = work.expert_share * work.num_experts
+        met = expected_experts(work.num_experts, chosen, load.tokens / count)
+        taken_s += count * met * hardware.expert_overhead_s
+    return taken_s
 
 
 def sweep_overhead_s(model: Model, policy: Policy, load: Load) -> float:

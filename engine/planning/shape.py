@@ -11,7 +11,9 @@ class Placeable:
     A border may lie at every multiple of `granule_bytes` and at the tensor's end. `unpacked_bytes`
     is what a tensor takes that can only be computed from whole and in another dtype; 0 for others.
     `is_whole`: it can only be computed from whole, so that all of its layer is fetched at once.
-    `stored_dtype` is None where it is the one computed in.
+    `stored_dtype` is None where it is the one computed in. `is_stack`: a granule is one of several
+    experts. `row_bytes` are those of a matrix's row; 0 where a granule is one. `gap_bytes` lie between
+    its end and the next tensor of its layer, and are read with both.
     """
 
     num_bytes: int
@@ -19,6 +21,9 @@ class Placeable:
     unpacked_bytes: int = 0
     is_whole: bool = False
     stored_dtype: str | None = None
+    is_stack: bool = False
+    row_bytes: int = 0
+    gap_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +34,8 @@ class ModelShape:
     `embedding` and `head` are None where they are among the fixed; a `tied` model has one table for
     both, its head. `scales_logits`: the library works on a second copy of the logits.
     `kv_layer_bytes_per_token` are those of the layer that keeps most; 0 means all keep as much.
+    `lookup_bytes_per_token` are what attention on a CPU notes, for a whole sweep, about a cached token
+    that a decoding row sees; `widened_bytes_per_token` what it copies of it for one layer.
     """
 
     layers: tuple[tuple[Placeable, ...], ...]
@@ -45,6 +52,8 @@ class ModelShape:
     vocab_size: int
     max_context_tokens: int
     kv_layer_bytes_per_token: int = 0
+    lookup_bytes_per_token: int = 0
+    widened_bytes_per_token: int = 0
 
     @property
     def num_layers(self) -> int:

@@ -2,15 +2,15 @@
 
 import collections
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from engine.planning import roofline
 from engine.planning.load import Load
-from engine.planning.pipeline import UnitTimes, sweep_seconds
+from engine.planning.pipeline import Stage, UnitTimes, sweep_seconds
 from engine.planning.policy import Policy, Split, Tier
 from engine.planning.prediction import LANES, SweepTerms
 from engine.planning.roofline import Model
+from engine.planning.units import Units, units_of
 
 _COMPUTE = LANES["compute"]
 
@@ -21,10 +21,19 @@ class _Alike:
 
     layers: tuple[int, ...]
     split: Split
+    units: Units
 
     @property
     def first(self) -> int:
         return self.layers[0]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Lanes:
+    """Seconds by term: in one layer of each kind, and in all of the sweep."""
+
+    per_layer: list[dict[str, float]]
+    total: dict[str, float]
 
 
 class Sweep:
@@ -34,20 +43,42 @@ class Sweep:
         self._model = model
         self._policy = policy
         self._alike = _grouped(model, policy)
-        self._unit_bytes = max(
-            (each.split.streamed_bytes(policy.compute) for each in self._alike), default=0
+        tiles = roofline.head_tiles(policy, layer_unit_bytes=self._largest_unit_bytes())
+        # All alike, and alike for every load.
+        self._tiles = [self._times(tile, Units(count=1, on_disk=1)) for tile in tiles[:1]]
+        self._tiles *= len(tiles)
+
+    def _largest_unit_bytes(self) -> float:
+        return max(
+            (each.split.streamed_bytes(self._policy.compute) for each in self._alike), default=0
         )
-        self._tiles = roofline.head_tiles(policy, layer_unit_bytes=self._unit_bytes)
+
+    def busy(self, load: Load, *, kept_tokens: float) -> SweepTerms:
+        """How long each link and unit is busy, and not what one waits for another."""
+        return SweepTerms(**self._lanes(load, kept_tokens).total)
 
     def terms(self, load: Load, *, kept_tokens: float) -> SweepTerms:
         """`bubble_s` is what the sweep takes beyond its slowest lane, or with no overlap nothing."""
-        return self._with_seconds(load, kept_tokens)[0]
+        return self.timed(load, kept_tokens=kept_tokens)[0]
 
     def seconds(self, load: Load, *, kept_tokens: float) -> float:
         """Of one sweep among many of that load."""
-        return self._with_seconds(load, kept_tokens)[1]
+        return self.timed(load, kept_tokens=kept_tokens)[1]
 
-    def _with_seconds(self, load: Load, kept_tokens: float) -> tuple[SweepTerms, float]:
+    def timed(self, load: Load, *, kept_tokens: float) -> tuple[SweepTerms, float]:
+        """Both."""
+        found = self._lanes(load, kept_tokens)
+        terms = SweepTerms(**found.total)
+        lanes = [sum(found.total[name] for name in names) for names in LANES.values()]
+        if not self._policy.overlap:
+            return terms, sum(lanes, start=0.0)
+        # Where layers come in several units, one slot is kept to spare.
+        num_slots = self._policy.num_slots - (self._policy.unit_bytes is not None)
+        swept_s = sweep_seconds(self._stages(load, found), num_slots=num_slots, overlap=True)
+        swept_s = max(swept_s, *lanes)
+        return dataclasses.replace(terms, bubble_s=swept_s - max(lanes)), swept_s
+
+    def _lanes(self, load: Load, kept_tokens: float) -> _Lanes:
         model, policy = self._model, self._policy
         shares = roofline.kv_shares(model, policy, kept_tokens)
         per_layer = [self._layer(load, shares, each) for each in self._alike]
@@ -59,24 +90,14 @@ class Sweep:
             total[name] += value
         total["kv_disk_s"] += roofline.kv_disk_s(model, policy, load, shares[Tier.DISK])
         total["store_s"] += roofline.disk_store_s(model, load, shares[Tier.DISK])
-        tiles = [self._times(tile) for tile in self._tiles]
-        total["disk_read_s"] += sum(tile.read_s for tile in tiles)
-        total["bus_s"] += sum(tile.copy_s for tile in tiles)
-        terms = SweepTerms(**total)
-        lanes = [sum(total[name] for name in names) for names in LANES.values()]
-        if not policy.overlap:
-            return terms, sum(lanes, start=0.0)
-        units = self._units(load, per_layer, tiles, total)
-        # Where layers come in several units, one slot is kept to spare.
-        num_slots = policy.num_slots - (policy.unit_bytes is not None)
-        swept_s = sweep_seconds(units, num_slots=num_slots, overlap=True)
-        swept_s = max(swept_s, *lanes)
-        return dataclasses.replace(terms, bubble_s=swept_s - max(lanes)), swept_s
+        total["disk_read_s"] += sum(tile.read_s for tile in self._tiles)
+        total["bus_s"] += sum(tile.copy_s for tile in self._tiles)
+        return _Lanes(per_layer=per_layer, total=total)
 
     def _layer(self, load: Load, shares: Mapping[Tier, float], each: _Alike) -> dict[str, float]:
         """One layer's seconds, by term."""
         model, policy, layer = self._model, self._policy, each.first
-        times = self._times(each.split)
+        times = self._times(each.split, each.units)
         away = {tier: share for tier, share in shares.items() if tier is not policy.compute}
         beside = sum(away.values()) if policy.attends_beside else 0.0
         # With the CPU as compute tier what lives on disk is attended by the same cores.
@@ -89,6 +110,7 @@ class Sweep:
             "kv_transfer_s": kv_s,
             "store_s": store_s,
             "gemm_s": roofline.gemm_s(model, policy, load, layer=layer),
+            "elementwise_s": roofline.elementwise_s(model, policy, load, layer=layer),
             "expand_s": roofline.expand_s(
                 model, policy, model.shape.layers[layer], roofline.micro_batches(policy, load)
             ),
@@ -98,7 +120,7 @@ class Sweep:
             "beside_s": roofline.attention_s(
                 model, policy, load, layer=layer, tier=Tier.CPU, share=1.0 - here
             ),
-            "overhead_s": roofline.overhead_s(model, policy, load),
+            "overhead_s": roofline.overhead_s(model, policy, load, layer=layer),
         }
 
     def _last(self, load: Load) -> dict[str, float]:
@@ -106,53 +128,35 @@ class Sweep:
         model, policy = self._model, self._policy
         return {
             "head_s": roofline.head_s(model, policy, load),
-            "expand_s": roofline.expand_s(model, policy, model.shape.head_tensors, 1),
+            "expand_s": roofline.head_expand_s(model, policy),
             "overhead_s": roofline.sweep_overhead_s(model, policy, load),
         }
 
-    def _units(
-        self,
-        load: Load,
-        per_layer: Sequence[Mapping[str, float]],
-        tiles: Sequence[UnitTimes],
-        total: Mapping[str, float],
-    ) -> list[UnitTimes]:
+    def _stages(self, load: Load, found: _Lanes) -> list[Stage]:
         """In the order that they are visited: layers, the head's tiles, sampling."""
         num_layers = self._model.shape.num_layers
-        disk_kv_s = total["kv_disk_s"] / max(1, num_layers)
+        disk_kv_s = found.total["kv_disk_s"] / max(1, num_layers)
         count = roofline.micro_batches(self._policy, load)
-        by_layer: dict[int, UnitTimes] = {}
-        for each, terms in zip(self._alike, per_layer, strict=True):
-            times = UnitTimes(
-                terms["disk_read_s"], terms["bus_s"], _layer_s(terms, disk_kv_s, count)
-            )
-            by_layer |= dict.fromkeys(each.layers, times)
-        units = [
-            unit
-            for layer in range(num_layers)
-            for unit in self._cut(by_layer[layer], self._policy.layer_splits[layer])
-        ]
+        by_layer: dict[int, Stage] = {}
+        for each, terms in zip(self._alike, found.per_layer, strict=True):
+            times = (terms["disk_read_s"], terms["bus_s"], _layer_s(terms, disk_kv_s, count))
+            num_units = max(1, each.units.count)
+            unit = UnitTimes(*(seconds / num_units for seconds in times))
+            by_layer |= dict.fromkeys(each.layers, Stage(unit, num_units, count))
+        stages = [by_layer[layer] for layer in range(num_layers)]
         last = self._last(load)
         head_s = last["head_s"] + last["expand_s"]
-        if tiles:
-            units += [tile._replace(compute_s=head_s / len(tiles)) for tile in tiles]
+        if self._tiles:
+            part_s = head_s / len(self._tiles)
+            stages += [Stage(self._tiles[0]._replace(compute_s=part_s))] * len(self._tiles)
             head_s = 0.0
-        return [*units, UnitTimes(0.0, 0.0, head_s + last["overhead_s"])]
+        return [*stages, Stage(UnitTimes(0.0, 0.0, head_s + last["overhead_s"]))]
 
-    def _read_at_once(self, split: Split) -> int:
-        most_bytes = self._policy.unit_bytes or split.disk_bytes
-        return min(most_bytes, split.disk_bytes)
-
-    def _cut(self, layer: UnitTimes, split: Split) -> list[UnitTimes]:
-        """A layer's units, each with its part of the arithmetic."""
-        streamed = split.streamed_bytes(self._policy.compute)
-        count = math.ceil(streamed / (self._policy.unit_bytes or max(1, streamed))) or 1
-        return [UnitTimes(*(seconds / count for seconds in layer))] * count
-
-    def _times(self, split: Split) -> UnitTimes:
+    def _times(self, split: Split, units: Units) -> UnitTimes:
+        """Of all units together: each is read at the rate of its own size."""
         policy, hardware = self._policy, self._model.hardware
         read_s = roofline.disk_read_s(
-            hardware, split.disk_bytes, unit_bytes=self._read_at_once(split)
+            hardware, split.disk_bytes, unit_bytes=split.disk_bytes / max(1, units.on_disk)
         )
         streamed = split.streamed_bytes(policy.compute)
         copy_s = roofline.bus_s(hardware, streamed) if policy.compute is Tier.GPU else 0.0
@@ -177,4 +181,11 @@ def _grouped(model: Model, policy: Policy) -> list[_Alike]:
     groups: dict[tuple[int, Split], list[int]] = {}
     for layer, (kind, split) in enumerate(zip(model.kinds, policy.layer_splits, strict=True)):
         groups.setdefault((kind, split), []).append(layer)
-    return [_Alike(layers=tuple(layers), split=split) for (_, split), layers in groups.items()]
+    return [
+        _Alike(
+            layers=tuple(layers),
+            split=split,
+            units=units_of(model.shape.layers[layers[0]], split, policy),
+        )
+        for (_, split), layers in groups.items()
+    ]

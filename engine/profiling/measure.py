@@ -8,12 +8,13 @@ from typing import Final
 
 import torch
 
+from engine.compute.elementwise import elementwise_rate
 from engine.compute.rates import attention_rate, expansion_rate, gemm_rates
 from engine.errors import EngineError
 from engine.memory.links import copy_rate, disk_rates, memory_read_rate
 from engine.memory.measure import measure_budgets
-from engine.memory.stopwatch import Rate
 from engine.profiling.measurement import Figure, Measured, Measurement
+from engine.profiling.others import OthersWatch
 from engine.profiling.overheads import Overheads, measure_overheads
 
 Progress = Callable[[int, int, str], None]
@@ -21,6 +22,10 @@ Progress = Callable[[int, int, str], None]
 
 _CPU: Final = torch.device("cpu")
 _STORED: Final = (torch.bfloat16, torch.float16)
+_MOST_SLOW_ROWS: Final = 64
+"""Of products of float16 on a CPU, which may have no instructions for them: prompts seldom attend
+there.
+"""
 _COPIES: Final = (
     (Figure.TO_GPU, True, True),
     (Figure.TO_GPU_PLAIN, True, False),
@@ -36,6 +41,7 @@ class Effort:
     seconds: float
     overhead_s: float
     gemm_rows: tuple[int, ...]
+    heads_per_key: tuple[int, ...]
     request_bytes: tuple[int, ...]
     file_bytes: int
     scanned_bytes: int
@@ -43,8 +49,9 @@ class Effort:
 
 FULL: Final = Effort(
     seconds=0.8,
-    overhead_s=6.0,
+    overhead_s=9.0,
     gemm_rows=tuple(2**power for power in range(11)),
+    heads_per_key=(1, 4, 8),
     request_bytes=tuple(2**power for power in (14, 16, 18, 20, 22, 23, 25, 26)),
     file_bytes=2**28,
     scanned_bytes=2**28,
@@ -53,8 +60,9 @@ FULL: Final = Effort(
 
 QUICK: Final = Effort(
     seconds=0.03,
-    overhead_s=0.3,
+    overhead_s=0.5,
     gemm_rows=(1, 8, 32, 128, 512),
+    heads_per_key=(1, 4),
     request_bytes=(2**16, 2**20, 2**23, 2**25),
     file_bytes=2**26,
     scanned_bytes=2**26,
@@ -69,6 +77,7 @@ def measure(spill_dir: Path, *, effort: Effort, progress: Progress | None = None
     folder, and what is in it, are taken and given back. Raises EngineError.
     """
     budgets = measure_budgets(spill_dir=spill_dir)
+    others = OthersWatch()
     has_gpu = budgets.gpu_bytes > 0
     tell = progress or (lambda done, total, name: None)
     steps = [
@@ -94,6 +103,7 @@ def measure(spill_dir: Path, *, effort: Effort, progress: Progress | None = None
         disk_bytes=budgets.disk_bytes,
         measurements=tuple(measurements),
         overheads=overheads,
+        others_share=others.share(),
     )
 
 
@@ -110,11 +120,15 @@ def _of_links(spill_dir: Path, effort: Effort, *, has_gpu: bool) -> Iterator[_St
 def _of_units(effort: Effort, *, has_gpu: bool) -> Iterator[_Step]:
     computing = [(_CPU, torch.float32), (_CPU, torch.bfloat16)]
     if has_gpu:
+        # Keys and values of a GPU's dtype may be attended to where they lie.
+        computing += [(_CPU, torch.float16)]
         computing += [(torch.device("cuda"), each) for each in (*_STORED, torch.float32)]
     for device, dtype in computing:
         kind = kind_of(device, dtype)
         yield f"products, {kind}", functools.partial(_gemm, device, dtype, effort)
         yield f"attention, {kind}", functools.partial(_attention, device, dtype, effort)
+        between = functools.partial(_elementwise, device, dtype, effort)
+        yield f"between products, {kind}", between
         for stored in _STORED:
             if stored is not dtype:
                 expand = functools.partial(_expansion, device, dtype, stored, effort)
@@ -170,24 +184,37 @@ def _copy(figure: Figure, effort: Effort, *, to_gpu: bool, pinned: bool) -> list
 
 def _gemm(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Measurement]:
     kind = kind_of(device, dtype)
-    rates = gemm_rates(effort.gemm_rows, dtype=dtype, device=device, seconds=effort.seconds)
+    rows = effort.gemm_rows
+    if (device, dtype) == (_CPU, torch.float16):
+        rows = tuple(each for each in rows if each <= _MOST_SLOW_ROWS)
+    rates = gemm_rates(rows, dtype=dtype, device=device, seconds=effort.seconds)
     return [
         Measurement(figure=Figure.GEMM, kind=kind, at=each.rows, rate=each.rate) for each in rates
     ]
 
 
 def _attention(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Measurement]:
-    rate = attention_rate(dtype=dtype, device=device, seconds=effort.seconds)
-    return [_one(Figure.ATTENTION, kind_of(device, dtype), rate)]
+    return [
+        Measurement(
+            figure=Figure.ATTENTION,
+            kind=kind_of(device, dtype),
+            at=count,
+            rate=attention_rate(
+                heads_per_key=count, dtype=dtype, device=device, seconds=effort.seconds
+            ),
+        )
+        for count in effort.heads_per_key
+    ]
+
+
+def _elementwise(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Measurement]:
+    rate = elementwise_rate(dtype=dtype, device=device, seconds=effort.seconds)
+    return [Measurement(figure=Figure.ELEMENTWISE, kind=kind_of(device, dtype), rate=rate)]
 
 
 def _expansion(
     device: torch.device, dtype: torch.dtype, stored: torch.dtype, effort: Effort
 ) -> list[Measurement]:
     rate = expansion_rate(stored, dtype=dtype, device=device, seconds=effort.seconds)
-    tier = kind_of(device, stored)
-    return [_one(Figure.EXPANSION, f"{tier}->{_name(dtype)}", rate)]
-
-
-def _one(figure: Figure, kind: str, rate: Rate) -> Measurement:
-    return Measurement(figure=figure, kind=kind, rate=rate)
+    kind = f"{kind_of(device, stored)}->{_name(dtype)}"
+    return [Measurement(figure=Figure.EXPANSION, kind=kind, rate=rate)]

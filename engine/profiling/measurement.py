@@ -20,6 +20,7 @@ class Figure(enum.StrEnum):
     GEMM = "products"
     ATTENTION = "attention"
     EXPANSION = "expansion"
+    ELEMENTWISE = "between products"
 
     @property
     def unit(self) -> str:
@@ -29,7 +30,8 @@ class Figure(enum.StrEnum):
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """`kind` tells devices and dtypes apart, like "cpu/float32" or "cpu/bfloat16->float32"; `at`
-    are the bytes of a request or the rows of a product, where there are several.
+    are the bytes of a request, the rows of a product or the query heads to a key head, where there
+    are several.
     """
 
     figure: Figure
@@ -40,13 +42,16 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Everything; `overheads` are the compute tier's, by "cpu" and, where there is one, "gpu"."""
+    """Everything; `overheads` are the compute tier's, by "cpu" and, where there is one, "gpu".
+    `others_share` of the cores' time was others' meanwhile.
+    """
 
     host_bytes: int
     gpu_bytes: int
     disk_bytes: int
     measurements: tuple[Measurement, ...]
     overheads: dict[str, Overheads]
+    others_share: float = 0.0
 
     def rate(self, figure: Figure, kind: str = "") -> float | None:
         """Of the one measurement that is no curve; None where nothing of the kind was measured."""

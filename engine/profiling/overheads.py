@@ -1,14 +1,14 @@
-"""What a sweep costs beside bytes and FLOPs: a model too small to have any, run by the engine itself."""
+"""What a sweep costs beside bytes and FLOPs: models too small to have any, run by the engine itself."""
 
 import contextlib
 import dataclasses
-import itertools
+import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 import transformers
@@ -18,56 +18,84 @@ from engine.config import Budgets, Prompt, Sampling
 from engine.engine import Engine
 from engine.memory.safetensors import SINGLE_FILE
 from engine.planning.policy import Policy, Split, Tier
+from engine.planning.routing import expected_experts
 from engine.planning.shape import ModelShape
 
 _VOCAB_SIZE: Final = 128
 _HIDDEN_SIZE: Final = 32
 _HEADS: Final = 2
-_FEW_LAYERS: Final = 2
-_MANY_LAYERS: Final = 10
-_MANY_ROWS: Final = 32
+_LAYERS: Final = (2, 10)
+_ROWS: Final = (1, 32)
+"""Few and many of each."""
 _PROMPT_TOKENS: Final = 4
+_NUM_EXPERTS: Final = 16
+_NUM_CHOSEN: Final = 2
 _BUDGET_BYTES: Final = 2**30
 _KV_BYTES: Final = 2**24
 _LEAST_SWEEPS: Final = 4
 _NUM_TURNS: Final = 3
 _PREFIX: Final = ".freight-profile-"
 
+_Way = Callable[[float], list[float]]
+"""Seconds of sweeps of one kind, run for so long."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Overheads:
-    """Seconds: of a sweep whatever it carries, of each step, of each row, of each row in each step."""
+    """Seconds: of a sweep whatever it carries, of each step, of each row, of each row in each step; of
+    each prompt in each step, and of each expert in it that has tokens.
+    """
 
     sweep_s: float
     step_s: float
     row_s: float
     row_step_s: float
+    prompt_step_s: float = 0.0
+    expert_s: float = 0.0
 
 
 def measure_overheads(spill_dir: Path, *, on_gpu: bool, seconds: float) -> Overheads:
-    """By sweeps of few and of many layers, each with one row and with many; none is below 0.
+    """By sweeps of few and of many layers, each with one row and with many, with many prompts, and of
+    few layers with experts; none is below 0.
 
-    The seeded model and its pack lie in a folder in `spill_dir` that is gone afterwards.
+    The seeded models and their packs lie in a folder in `spill_dir` that is gone afterwards.
     """
-    layers, rows = (_FEW_LAYERS, _MANY_LAYERS), (1, _MANY_ROWS)
-    ways = list(itertools.product(range(2), range(2)))
-    taken_s: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
     with contextlib.ExitStack() as stack:
-        folder = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(dir=spill_dir, prefix=_PREFIX))
-        )
-        engines = [
-            stack.enter_context(_engine(folder / f"layers-{count}", count, on_gpu=on_gpu))
-            for count in layers
-        ]
+        folder = tempfile.TemporaryDirectory(dir=spill_dir, prefix=_PREFIX)
+        ways = _ways(stack, Path(stack.enter_context(folder)), on_gpu=on_gpu)
+        taken_s: list[list[float]] = [[] for _ in ways]
         # They take turns, so that others' load meets them alike.
         for _ in range(_NUM_TURNS):
-            for which, count in ways:
-                turn_s = seconds / len(ways) / _NUM_TURNS
-                taken_s[which, count] += _sweeps_s(engines[which], rows[count], turn_s)
+            for way, taken in zip(ways, taken_s, strict=True):
+                taken.extend(way(seconds / len(ways) / _NUM_TURNS))
     # What other processes took is in the slower ones.
-    quartiles = [statistics.quantiles(taken_s[way], n=4, method="inclusive")[0] for way in ways]
-    return fit_overheads(quartiles, layers=layers, rows=rows)
+    *decoding, few, many, experts_s = (
+        statistics.quantiles(taken, n=4, method="inclusive")[0] for taken in taken_s
+    )
+    found = fit_overheads(decoding, layers=_LAYERS, rows=_ROWS)
+    met = expected_experts(_NUM_EXPERTS, _NUM_CHOSEN, _ROWS[1])
+    return dataclasses.replace(
+        found,
+        prompt_step_s=fit_prompts((few, many), found, layers=_LAYERS, num_prompts=_ROWS[1]),
+        expert_s=max(0.0, experts_s - decoding[1]) / (_LAYERS[0] * met),
+    )
+
+
+def _ways(stack: contextlib.ExitStack, folder: Path, *, on_gpu: bool) -> list[_Way]:
+    """Of (few layers, few rows), (few, many), (many, few) and (many, many); of prompts in few layers
+    and in many; of many rows in few layers with experts.
+    """
+
+    def engine(name: str, config: Any) -> Engine:
+        return stack.enter_context(_engine(folder / name, config, on_gpu=on_gpu))
+
+    dense = [engine(f"layers-{count}", _dense(count)) for count in _LAYERS]
+    sparse = engine("experts", _with_experts(_LAYERS[0]))
+    return [
+        *(functools.partial(_sweeps_s, its, count) for its in dense for count in _ROWS),
+        *(functools.partial(_prompt_sweeps_s, its) for its in dense),
+        functools.partial(_sweeps_s, sparse, _ROWS[1]),
+    ]
 
 
 def fit_overheads(
@@ -88,25 +116,34 @@ def fit_overheads(
     return Overheads(sweep_s=max(0.0, rest_s), step_s=step_s, row_s=row_s, row_step_s=row_step_s)
 
 
-def _engine(folder: Path, num_layers: int, *, on_gpu: bool) -> Engine:
+def fit_prompts(
+    taken_s: tuple[float, float],
+    found: Overheads,
+    *,
+    layers: tuple[int, int],
+    num_prompts: int,
+) -> float:
+    """From the seconds of sweeps of prompts alone with few and with many layers: a prompt's in a step,
+    beside the step's own. Prompts sample too, which is a row's and no layer's.
+    """
+    of_layers = (taken_s[1] - taken_s[0]) / (layers[1] - layers[0])
+    return max(0.0, of_layers - found.step_s) / num_prompts
+
+
+def _engine(folder: Path, config: Any, *, on_gpu: bool) -> Engine:
     budgets = Budgets(
         gpu_bytes=_BUDGET_BYTES if on_gpu else 0,
         host_bytes=_BUDGET_BYTES,
         disk_bytes=_BUDGET_BYTES,
         spill_dir=folder / "spill",
     )
-    source = _write_model(folder / "model", num_layers)
+    source = _write_model(folder / "model", config)
     return Engine.load(source, budgets=budgets, policy=_everything_resident)
 
 
 def _sweeps_s(engine: Engine, num_rows: int, seconds: float) -> list[float]:
     """Sweeps in which every row decodes, for that long."""
-    limit = engine.max_context_tokens - _PROMPT_TOKENS
-    sampling = Sampling(max_tokens=limit, ignore_eos=True)
-    prompts = [
-        Prompt(key=str(row), token_ids=(row + 1,) * _PROMPT_TOKENS, sampling=sampling)
-        for row in range(num_rows)
-    ]
+    prompts = _prompts(num_rows, max_tokens=engine.max_context_tokens - _PROMPT_TOKENS)
     with _carrying(engine, prompts):
         taken_s: list[float] = []
         ends_s = time.perf_counter() + seconds
@@ -116,6 +153,28 @@ def _sweeps_s(engine: Engine, num_rows: int, seconds: float) -> list[float]:
                 break  # the rows are at their longest
             taken_s.append(time.perf_counter() - started_s)
     return taken_s
+
+
+def _prompt_sweeps_s(engine: Engine, seconds: float) -> list[float]:
+    """Sweeps of many prompts, whose rows end with them, for that long."""
+    prompts = _prompts(_ROWS[1], max_tokens=1)
+    taken_s: list[float] = []
+    ends_s = time.perf_counter() + seconds
+    while len(taken_s) < _LEAST_SWEEPS or time.perf_counter() < ends_s:
+        for prompt in prompts:
+            engine.submit(prompt)
+        started_s = time.perf_counter()
+        engine.sweep()
+        taken_s.append(time.perf_counter() - started_s)
+    return taken_s
+
+
+def _prompts(count: int, *, max_tokens: int) -> list[Prompt]:
+    sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
+    return [
+        Prompt(key=str(row), token_ids=(row + 1,) * _PROMPT_TOKENS, sampling=sampling)
+        for row in range(count)
+    ]
 
 
 @contextlib.contextmanager
@@ -133,27 +192,43 @@ def _everything_resident(shape: ModelShape, budgets: Budgets) -> Policy:
     return Policy(
         compute=compute,
         compute_dtype=shape.compute_dtype,
-        block_rows=_MANY_ROWS,
-        sweep_tokens=_MANY_ROWS * _PROMPT_TOKENS,
-        micro_batch_tokens=_MANY_ROWS * (_PROMPT_TOKENS + 1),
+        block_rows=_ROWS[1],
+        sweep_tokens=_ROWS[1] * _PROMPT_TOKENS,
+        micro_batch_tokens=_ROWS[1] * (_PROMPT_TOKENS + 1),
         kv=Split.on(compute, _KV_BYTES),
         layer_splits=tuple(Split.on(compute, num_bytes) for num_bytes in shape.layer_bytes),
         reason="overheads are measured",
     )
 
 
-def _write_model(folder: Path, num_layers: int) -> Path:
-    config = transformers.LlamaConfig(
-        vocab_size=_VOCAB_SIZE,
-        hidden_size=_HIDDEN_SIZE,
-        intermediate_size=2 * _HIDDEN_SIZE,
-        num_hidden_layers=num_layers,
-        num_attention_heads=_HEADS,
-        num_key_value_heads=_HEADS,
-        max_position_embeddings=1024,
-        bos_token_id=0,
-        eos_token_id=1,
+def _dense(num_layers: int) -> Any:
+    return transformers.LlamaConfig(**_common(num_layers))
+
+
+def _with_experts(num_layers: int) -> Any:
+    return transformers.MixtralConfig(
+        **_common(num_layers),
+        num_local_experts=_NUM_EXPERTS,
+        num_experts_per_tok=_NUM_CHOSEN,
+        tie_word_embeddings=False,
     )
+
+
+def _common(num_layers: int) -> dict[str, Any]:
+    return {
+        "vocab_size": _VOCAB_SIZE,
+        "hidden_size": _HIDDEN_SIZE,
+        "intermediate_size": 2 * _HIDDEN_SIZE,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _HEADS,
+        "max_position_embeddings": 1024,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+def _write_model(folder: Path, config: Any) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -7,12 +7,12 @@ from typing import Final
 
 from engine.errors import HardwareError, RecordError
 from engine.memory.machine import this_machine
-from engine.planning.hardware import Hardware, RateCurve
+from engine.planning.hardware import MOST_OTHERS_SHARE, Hardware, RateCurve
 from engine.planning.records import read_text, write_text
 from engine.profiling.measure import FULL, QUICK, Progress, measure
 from engine.profiling.measurement import Figure, Measured
 
-_FORMAT: Final = "1"
+_FORMAT: Final = "2"
 """Of what is measured and how: raised when an old profile is none any more."""
 
 _EFFORT: Final = "effort"
@@ -27,6 +27,7 @@ _SPREADS: Final = {
     "gemm": Figure.GEMM,
     "attention_bytes_per_s": Figure.ATTENTION,
     "expand_bytes_per_s": Figure.EXPANSION,
+    "elementwise_bytes_per_s": Figure.ELEMENTWISE,
 }
 
 _log = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ def measured_or_saved(
     progress: Progress | None = None,
 ) -> Hardware:
     """What `path` holds, if it is of this machine, these libraries and this folder, and no quick one
-    where a full one is wanted; else measured now, and written there. Raises EngineError.
+    where a full one is wanted, and was measured while few others ran; else measured now, and written
+    there. Raises EngineError.
     """
     saved, reason = _saved(path, spill_dir, is_quick=is_quick)
     if saved is not None and not force:
@@ -62,7 +64,19 @@ def measured_or_saved(
     measured = measure(spill_dir, effort=QUICK if is_quick else FULL, progress=progress)
     hardware = hardware_of(measured, valid_for(spill_dir, is_quick=is_quick))
     write_text(path, hardware.to_json())
+    if hardware.is_crowded:
+        _log.warning(
+            "%s: plans will be misled, and it is measured anew at the next start",
+            _crowded(hardware),
+        )
     return hardware
+
+
+def _crowded(hardware: Hardware) -> str:
+    return (
+        f"others had {hardware.others_share:.0%} of the cores' time while this machine was measured, "
+        f"of {MOST_OTHERS_SHARE:.0%} at most"
+    )
 
 
 def valid_for(spill_dir: Path, *, is_quick: bool) -> dict[str, str]:
@@ -93,24 +107,27 @@ def hardware_of(measured: Measured, versions: dict[str, str]) -> Hardware:
         from_gpu_bytes_per_s=measured.rate(Figure.TO_CPU),
         memory_bytes_per_s=_rate(measured, Figure.MEMORY_READ, "cpu"),
         gemm={kind: _curve(measured, Figure.GEMM, kind) for kind in measured.kinds(Figure.GEMM)},
-        attention_bytes_per_s=_attention(measured),
+        attention_bytes_per_s={
+            kind: _curve(measured, Figure.ATTENTION, kind)
+            for kind in measured.kinds(Figure.ATTENTION)
+        },
         expand_bytes_per_s={
             kind: _rate(measured, Figure.EXPANSION, kind)
             for kind in measured.kinds(Figure.EXPANSION)
+        },
+        elementwise_bytes_per_s={
+            kind: _rate(measured, Figure.ELEMENTWISE, kind)
+            for kind in measured.kinds(Figure.ELEMENTWISE)
         },
         layer_overhead_s=costs.step_s,
         row_overhead_s=costs.row_s,
         row_layer_overhead_s=costs.row_step_s,
         sweep_overhead_s=costs.sweep_s,
+        prompt_layer_overhead_s=costs.prompt_step_s,
+        expert_overhead_s=costs.expert_s,
+        others_share=round(measured.others_share, 4),
         spread={name: round(measured.spread(figure), 4) for name, figure in _SPREADS.items()},
     )
-
-
-def _attention(measured: Measured) -> dict[str, float]:
-    """On the CPU in float32, which it computes in where it is alone; beside a GPU in the GPU's."""
-    if not measured.gpu_bytes:
-        return {"cpu": _rate(measured, Figure.ATTENTION, "cpu/float32")}
-    return {tier: _rate(measured, Figure.ATTENTION, f"{tier}/bfloat16") for tier in ("cpu", "gpu")}
 
 
 def _curve(measured: Measured, figure: Figure, kind: str = "") -> RateCurve:
@@ -137,4 +154,6 @@ def _saved(path: Path, spill_dir: Path, *, is_quick: bool) -> tuple[Hardware | N
     for name in sorted(then.keys() | now.keys()):
         if then.get(name) != now.get(name):
             return None, f"{name} was {then.get(name)}, and is {now.get(name)}"
+    if saved.is_crowded:
+        return None, _crowded(saved)
     return saved, ""

@@ -76,7 +76,7 @@ def _predicted(terms: SweepTerms, carried: float, *, tells_attention: bool) -> d
     part of what its layers take.
     """
     attention = terms.beside_s + (terms.attention_s if tells_attention else 0.0)
-    compute = terms.gemm_s + terms.head_s + terms.expand_s + terms.overhead_s
+    compute = terms.gemm_s + terms.head_s + terms.elementwise_s + terms.expand_s + terms.overhead_s
     compute += 0.0 if tells_attention else terms.attention_s
     return {
         DISK: terms.disk_read_s,

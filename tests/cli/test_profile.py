@@ -1,5 +1,6 @@
 """`freight profile`: measured once, shown as a table that fits, written where it was asked."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,12 @@ def test_the_table_has_a_row_a_figure_and_curves_by_their_points(tmp_path: Path)
     assert "GFLOP: 7 at 1, 19.8 at 8, 56 at 64, 158 at 512" in text
     assert "20.0 GB" in text
     assert "a layer's step 600 µs, a row 40 µs, a row's layer" in " ".join(text.split())
-    assert text.count("±5%") == 9
+    assert "GB: 6 at 1:1, 1.5 at 4:1" in text
+    assert "a prompt's layer 80 µs, an expert 100 µs" in " ".join(text.split())
+    assert text.count("±5%") == 12
     told = profile_text(hardware_here(tmp_path))
     assert "17.2 GB of host memory, 137.4 GB of disk may be used" in told
     assert "effort in full" in told
+    assert "others" not in told
+    crowded = dataclasses.replace(hardware_here(tmp_path), others_share=0.37)
+    assert "others had 37.0% of the cores' time: too much" in profile_text(crowded)

@@ -211,7 +211,7 @@ def test_decoding_rows_may_be_ragged_in_any_way_and_read_nothing_but_their_own(
 ) -> None:
     draw = random.Random(seed)
     # Few of the rows' keys fit at once where they are copied, and threads are many or one.
-    monkeypatch.setattr("engine.compute.lookup._WIDENED_BYTES", draw.choice([1, 4096, 2**20]))
+    monkeypatch.setattr("engine.compute.lookup.WIDENED_BYTES", draw.choice([1, 4096, 2**20]))
     monkeypatch.setattr(torch, "get_num_threads", lambda: seed % 5 + 1)
     pasts = [draw.choice([0, 1, draw.randrange(60)]) for _ in range(draw.randint(1, 7))]
     segments = segments_of([(1, past) for past in pasts])

@@ -19,12 +19,15 @@ from engine.compute.attention import ATTENTION_NAME
 from engine.compute.skeleton import build_skeleton
 from engine.config import Budgets
 from engine.errors import BudgetError
+from engine.foresight import foresee
 from engine.memory.checkpoint import open_checkpoint
 from engine.memory.pack import ensure_pack, plan_groups
 from engine.memory.shapes import model_shape
-from engine.planning.policy import Policy
+from engine.planning.cost import kv_bytes_within, lookup_bytes, peak_bytes
+from engine.planning.policy import Policy, Split, Tier
 from engine.planning.shape import ModelShape
 from tests.support import measured_run
+from tests.support.policies import streaming
 
 MIB: Final = 2**20
 ROOT: Final = Path(__file__).parents[2]
@@ -186,3 +189,39 @@ def test_a_model_twice_its_budget_reads_only_what_is_not_resident(
     # As the kernel counts it; rows of the embedding and what lies ready in two slots come on top.
     ahead_bytes = 2 * (max(large.shape.layer_bytes) + MIB)
     assert answer["read_bytes"] <= swept_bytes + ahead_bytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_attention_notes_of_cached_tokens_is_what_it_really_takes(
+    dtype: str, tmp_path: Path
+) -> None:
+    heads, kv_heads, size, rows, tokens = 64, 16, 16, 64, 1024
+    transformers.LlamaConfig(
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=size,
+    ).save_pretrained(tmp_path)
+    shape = foresee(tmp_path, on_gpu=False, compute_dtype=dtype).shape
+    budgets = Budgets(gpu_bytes=0, host_bytes=0, disk_bytes=0, spill_dir=tmp_path)
+    kv_bytes = rows * tokens * shape.kv_bytes_per_token
+    policy = streaming(1.0, kv_bytes=kv_bytes, block_rows=rows)(shape, budgets)
+    counted_bytes = lookup_bytes(shape, policy)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.measured_attention", dtype]
+        + [str(each) for each in (heads, kv_heads, size, rows, tokens)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert int(done.stdout) <= counted_bytes + 2 * MIB
+    assert counted_bytes >= 32 * MIB
+    assert int(done.stdout) >= 0.8 * counted_bytes, "no more is counted than there is"
+    without = dataclasses.replace(policy, kv=Split.on(Tier.CPU, 0))
+    peaks = [peak_bytes(shape, each)[Tier.CPU] for each in (without, policy)]
+    assert peaks[1] - peaks[0] == kv_bytes + counted_bytes
+    assert kv_bytes_within(shape, Tier.CPU, peaks[1] - peaks[0]) <= kv_bytes

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import random
 
 import pytest
 
@@ -13,7 +12,6 @@ from engine.planning.hardware import Hardware, RateCurve
 from engine.planning.job import simulate
 from engine.planning.load import Load, kept_tokens, load_of, steady_load
 from engine.planning.machines import MACHINES, T4_208GB_AS_FLEXGEN
-from engine.planning.pipeline import UnitTimes, sweep_seconds
 from engine.planning.policy import Policy, Split, Tier
 from engine.planning.predict import predict
 from engine.planning.roofline import Model
@@ -81,7 +79,7 @@ def test_a_machine_comes_back_from_json(name: str) -> None:
     ("old", "new", "message"),
     [
         ('"gpu_bytes"', '"gpu_byte"', "no field gpu_byte"),
-        ('"version": 1', '"version": 7', "version 1, this one 7"),
+        ('"version": 2', '"version": 1', "version 2, this one 1"),
         ('"host_bytes": 68719476736', '"host_bytes": "much"', "host_bytes cannot be 'much'"),
         ('  "disk_bytes": 1000000000000,\n', "", "lacks disk_bytes"),
         ("{", "[", "not"),
@@ -179,6 +177,18 @@ def test_an_expert_is_costed_at_the_tokens_that_it_meets() -> None:
     )
 
 
+def test_what_lies_between_products_goes_by_their_inputs_and_outputs() -> None:
+    work = dataclasses.replace(MODEL.work, layer_values=(0, 18_000, 0, 0))
+    model = dataclasses.replace(MODEL, work=work)
+    seconds = [
+        roofline.elementwise_s(model, policy_of(), decoding(100), layer=layer) for layer in (0, 1)
+    ]
+    assert seconds == pytest.approx([0.0, 100 * 18_000 * 4 / 10e9])
+    none = Sweep(MODEL, policy_of()).seconds(decoding(100), kept_tokens=0)
+    some = Sweep(model, policy_of()).seconds(decoding(100), kept_tokens=0)
+    assert some == pytest.approx(none + seconds[1])
+
+
 def test_decoding_attention_reads_all_that_is_live_within_the_window() -> None:
     work = dataclasses.replace(MODEL.work, windows=(None, 125, None, None))
     model = dataclasses.replace(MODEL, work=work)
@@ -189,6 +199,60 @@ def test_decoding_attention_reads_all_that_is_live_within_the_window() -> None:
         for layer in (0, 1)
     ]
     assert seconds == pytest.approx([50_000 * 8000 / 10e9, 12_500 * 8000 / 10e9])
+
+
+def test_attention_goes_at_the_rate_of_its_dtype_and_of_the_heads_to_a_key() -> None:
+    curve = RateCurve(((1.0, 8e9), (4.0, 2e9)))
+    rates = {"cpu/float32": curve, "cpu/bfloat16": RateCurve.flat(5e9)}
+    model = dataclasses.replace(
+        MODEL, hardware=dataclasses.replace(MACHINE, attention_bytes_per_s=rates)
+    )
+    grouped = dataclasses.replace(
+        model, work=dataclasses.replace(model.work, num_heads=40), shape=SHAPE
+    )
+
+    def seconds(its: Model, dtype: str) -> float:
+        return roofline.attention_s(
+            its,
+            policy_of(compute_dtype=dtype),
+            decoding(100),
+            layer=0,
+            tier=Tier.CPU,
+            share=1.0,
+        )
+
+    live = 50_000 * 8000
+    assert seconds(model, "float32") == pytest.approx(live / 8e9)
+    assert seconds(grouped, "float32") == pytest.approx(live / 2e9)
+    assert seconds(grouped, "bfloat16") == pytest.approx(live / 5e9)
+    with pytest.raises(HardwareError, match="cpu/float16 is needed"):
+        seconds(model, "float16")
+
+
+def test_a_head_is_computed_in_float32_on_a_cpu_whatever_layers_are() -> None:
+    rates = dict(MACHINE.gemm) | {"cpu/bfloat16": RateCurve.flat(1e9)}
+    model = dataclasses.replace(MODEL, hardware=dataclasses.replace(MACHINE, gemm=rates))
+    policy = policy_of(compute_dtype="bfloat16")
+    assert roofline.head_s(model, policy, decoding(100)) == pytest.approx(2 * 5e6 * 100 / 1e11)
+    assert roofline.head_expand_s(model, policy) == pytest.approx(2e7 / 5e9)
+    assert roofline.head_expand_s(MODEL, policy_of()) == 0.0
+
+
+def test_each_prompt_and_each_expert_that_has_tokens_costs_something_in_each_layer() -> None:
+    machine = dataclasses.replace(
+        MACHINE, layer_overhead_s=1e-3, prompt_layer_overhead_s=1e-4, expert_overhead_s=1e-2
+    )
+    work = dataclasses.replace(
+        MODEL.work, expert_elements=(4_000_000, 0, 0, 0), expert_share=0.25, num_experts=8
+    )
+    model = dataclasses.replace(MODEL, hardware=machine, work=work)
+    load = dataclasses.replace(decoding(1), prompt_tokens=3.0, prompt_length=0.5)
+    cut = policy_of(micro_batch_tokens=2)
+    # Four tokens in two micro-batches: two tokens of each meet 8 * (1 - 0.75**2) experts.
+    in_experts = 2 * 8 * (1 - 0.75**2) * 1e-2
+    dense = 2 * 1e-3 + 3 * 1e-4
+    assert roofline.overhead_s(model, cut, load, layer=0) == pytest.approx(dense + in_experts)
+    assert roofline.overhead_s(model, cut, load, layer=1) == pytest.approx(dense)
 
 
 def test_stored_weights_are_expanded_once_for_each_micro_batch() -> None:
@@ -224,6 +288,8 @@ def test_the_slower_of_reading_and_computing_bounds_a_sweep() -> None:
     # 64 MB of layers at 1 GB/s; 16M elements by 100 rows, at 100 GFLOP/s; 5M of the head.
     terms = Sweep(MODEL, policy_of(0.0)).terms(decoding(100, context=1), kept_tokens=0)
     assert terms.disk_read_s == pytest.approx(0.064)
+    busy = Sweep(MODEL, policy_of(0.0)).busy(decoding(100, context=1), kept_tokens=0)
+    assert busy == dataclasses.replace(terms, bubble_s=0.0)
     assert terms.gemm_s == pytest.approx(0.032)
     assert terms.head_s == pytest.approx(0.01)
     assert Sweep(MODEL, policy_of(0.0)).seconds(
@@ -234,26 +300,30 @@ def test_the_slower_of_reading_and_computing_bounds_a_sweep() -> None:
     assert both == pytest.approx(0.064 + 0.032 + 0.01 + terms.attention_s)
 
 
-def test_a_streamed_head_stands_where_little_computes_beside_it() -> None:
-    """With two slots, what is read ahead of the head is two of its tiles at most."""
-    units = [UnitTimes(0.0, 0.0, 1.0)] * 4 + [UnitTimes(1.0, 0.0, 0.0)] * 4
-    assert sweep_seconds(units, num_slots=2, overlap=True) == pytest.approx(4 + 2)
-    assert sweep_seconds(units, num_slots=4, overlap=True) == pytest.approx(4.0)
-    assert sweep_seconds(units, num_slots=2, overlap=False) == pytest.approx(8.0)
+def test_a_unit_is_read_at_the_rate_of_its_own_size() -> None:
+    """Layers of 16 MB: in units of 4 MB, each of a matrix, or whole."""
+    slow = dataclasses.replace(MACHINE, disk_read=RateCurve(((4e6, 5e8), (16e6, 1e9))))
+    model = dataclasses.replace(MODEL, hardware=slow)
+    whole = policy_of(0.0)
+    cut = policy_of(0.0, unit_bytes=4_000_000, num_slots=4)
+    for policy, rate in ((whole, 1e9), (cut, 5e8)):
+        terms = Sweep(model, policy).terms(decoding(1), kept_tokens=0)
+        assert terms.disk_read_s == pytest.approx(64e6 / rate)
 
 
-@pytest.mark.parametrize("num_slots", [2, 3])
-def test_no_sweep_is_faster_than_its_lanes_or_slower_than_their_sum(num_slots: int) -> None:
-    draw = random.Random(num_slots)
-    for _ in range(50):
-        units = [
-            UnitTimes(*(draw.choice((0.0, draw.random())) for _ in range(3)))
-            for _ in range(draw.randrange(1, 9))
-        ]
-        lanes = [sum(lane) for lane in zip(*units, strict=True)]
-        swept_s = sweep_seconds(units, num_slots=num_slots, overlap=True)
-        assert max(lanes) - 1e-9 <= swept_s + 1e-9
-        assert swept_s <= sum(lanes) + 1e-9
+def test_units_that_several_micro_batches_hold_hide_less_behind_them() -> None:
+    """One micro-batch gives its units back as it goes; of several the last one does."""
+
+    def bubble_s(tokens: int, num_slots: int) -> float:
+        policy = policy_of(
+            0.0, unit_bytes=4_000_000, num_slots=num_slots, micro_batch_tokens=tokens
+        )
+        return Sweep(MODEL, policy).terms(decoding(100, context=1), kept_tokens=0).bubble_s
+
+    # A layer's four units; one slot to spare, and one ahead or four.
+    assert bubble_s(100, 6) == pytest.approx(0.0)
+    assert bubble_s(10, 6) > 0.02
+    assert bubble_s(10, 9) == pytest.approx(0.0)
 
 
 # -- a job ---------------------------------------------------------------------------------

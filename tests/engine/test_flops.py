@@ -63,6 +63,8 @@ def test_of_experts_only_the_chosen_ones_count(tmp_path: Path) -> None:
     assert work.matrix_elements == (attention + router + 2 * expert,) * NUM_LAYERS
     assert work.expert_elements == (2 * expert,) * NUM_LAYERS
     assert work.expert_share == 0.5
+    of_attention, of_router, of_expert = 2 * 128 + 2 * 96, 64 + 4, (64 + 256) + (128 + 64)
+    assert work.layer_values == (of_attention + of_router + 2 * of_expert,) * NUM_LAYERS
     assert work.head_elements == VOCAB_SIZE * 64
 
 

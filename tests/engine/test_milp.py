@@ -16,18 +16,24 @@ from bench.paper_models import OPT_6_7B, OPT_175B
 from engine.config import Budgets
 from engine.engine import Engine
 from engine.errors import BudgetError, HardwareError
-from engine.planning.cost import check_budgets, peak_bytes
+from engine.planning.cost import check_budgets, held_units, peak_bytes
 from engine.planning.hardware import RateCurve
 from engine.planning.machines import T4_208GB
 from engine.planning.plan import make_plan
 from engine.planning.planners.base import Situation, Wishes
-from engine.planning.planners.candidates import candidates
+from engine.planning.planners.candidates import (
+    Away,
+    candidates,
+    fetched_otherwise,
+    loads,
+)
 from engine.planning.planners.milp import plan_milp
 from engine.planning.planners.program import Program
 from engine.planning.policy import Policy, Split, Tier
 from engine.planning.predict import predict, steady
 from engine.planning.roofline import Model
 from engine.planning.shape import ModelShape, leading_border_bytes, total_bytes
+from engine.planning.units import UNIT_BYTES
 from engine.planning.workload import Workload
 from tests.support.oracle import oracle_answer, ragged_prompts
 from tests.support.situations import GIB, MACHINE, budgets_of, plain_shape, situation_of, work_of
@@ -129,7 +135,11 @@ def richer(budgets: Budgets, situation: Situation, resource: str) -> tuple[Budge
     changes: dict[str, Any] = {
         "disk_read": {"disk_read": machine.disk_read.scaled(2)},
         "gemm": {"gemm": {name: curve.scaled(2) for name, curve in machine.gemm.items()}},
-        "attention": {"attention_bytes_per_s": {"cpu": 20e9, "gpu": 400e9}},
+        "attention": {
+            "attention_bytes_per_s": {
+                kind: curve.scaled(2) for kind, curve in machine.attention_bytes_per_s.items()
+            }
+        },
         "bus": {"to_gpu_pinned_bytes_per_s": 20e9, "to_gpu_plain_bytes_per_s": 10e9},
     }
     hardware = dataclasses.replace(machine, **changes[resource])
@@ -145,6 +155,7 @@ def richer(budgets: Budgets, situation: Situation, resource: str) -> tuple[Budge
 @example(mib=(300, 372), lengths=(5, 52), resource="host_bytes")
 @example(mib=(300, 271), lengths=(78, 8), resource="disk_read")
 @example(mib=(300, 459), lengths=(174, 44), resource="attention")
+@example(mib=(160, 501), lengths=(51, 18), resource="disk_read")
 def test_more_of_anything_never_predicts_less(
     mib: tuple[int, int], lengths: tuple[int, int], resource: str
 ) -> None:
@@ -158,6 +169,23 @@ def test_more_of_anything_never_predicts_less(
         rates.append(found.job_tokens_per_s)
     # Each block is placed for its steady state: its ramp or tail may be a little longer with more.
     assert rates[1] >= 0.99 * rates[0]
+
+
+def test_a_job_that_is_short_for_its_block_is_placed_for_its_mean_sweep_too() -> None:
+    """Ten rows of 10 + 10 tokens in a block of ten, prompts 64 a sweep: two sweeps of prompts, in the
+    first of which six rows sample, then nine more until the last four have ended.
+    """
+    budgets = budgets_of(host_bytes=4 * GIB)
+    situation = situation_of(SHAPE, Workload.uniform(10, 10, num_rows=10))
+    wishes = Wishes(block_rows=10, sweep_tokens=64, situation=situation)
+    steady_one = next(candidates(SHAPE, budgets, wishes))
+    same, mean = loads(situation, steady_one)
+    assert same == steady_one
+    assert mean.load.rows == pytest.approx(100 / 11)
+    assert mean.load.prompt_tokens == pytest.approx(100 / 11)
+    assert dataclasses.replace(mean, load=steady_one.load) == steady_one
+    long = situation_of(SHAPE, Workload.uniform(10, 10, num_rows=40))
+    assert loads(long, steady_one) == [steady_one]
 
 
 @pytest.mark.parametrize("gpu_mib", [0, 128], ids=["cpu", "gpu"])
@@ -196,7 +224,7 @@ def test_a_slow_disk_is_worth_rows_and_a_fast_one_weights() -> None:
 def test_keys_and_values_are_attended_where_the_rates_say() -> None:
     budgets = budgets_of(gpu_bytes=330 * MIB, host_bytes=2 * GIB)
     long_rows = Workload.uniform(20, 400, num_rows=500)
-    slow_cpu = {"cpu": 1e8, "gpu": 200e9}
+    slow_cpu = {"cpu/float32": RateCurve.flat(1e8), "gpu/float32": RateCurve.flat(200e9)}
     fast_link = {"to_gpu_plain_bytes_per_s": 1e12, "attention_bytes_per_s": slow_cpu}
     fetched, beside = (
         plan_milp(SHAPE, budgets, Wishes(situation=situation_of(SHAPE, long_rows, **changes)))
@@ -220,6 +248,50 @@ def test_a_large_model_is_a_small_program() -> None:
     program = Program(Model(shape=shape, work=OPT_175B.work, hardware=T4_208GB), budgets)
     assert program.num_columns <= 12
     assert sum(1 for _ in candidates(shape, budgets, Wishes(situation=situation))) < 300
+
+
+LARGE: Final = plain_shape(4, columns=4000)  # layers of 256 MB
+
+
+@pytest.mark.parametrize(
+    "budgets",
+    [budgets_of(host_bytes=400 * MIB), budgets_of(gpu_bytes=400 * MIB, host_bytes=4 * GIB)],
+    ids=["cpu", "gpu"],
+)
+def test_layers_of_which_memory_holds_no_two_come_in_units(budgets: Budgets) -> None:
+    situation = situation_of(LARGE, Workload.uniform(60, 30, num_rows=40))
+    policy = plan_milp(LARGE, budgets, Wishes(situation=situation))
+    check_budgets(LARGE, policy, budgets)
+    assert policy.unit_bytes == UNIT_BYTES[policy.compute]
+    assert policy.streamed_bytes > 0
+    whole = dataclasses.replace(policy, unit_bytes=None, num_slots=2)
+    with pytest.raises(BudgetError):
+        check_budgets(LARGE, whole, budgets)
+
+
+@pytest.mark.parametrize("gpu_bytes", [0, GIB], ids=["cpu", "gpu"])
+def test_every_block_is_looked_at_with_layers_that_come_whole_and_otherwise(
+    gpu_bytes: int,
+) -> None:
+    budgets = budgets_of(gpu_bytes=gpu_bytes, host_bytes=64 * GIB)
+    situation = situation_of(LARGE, Workload.uniform(60, 30, num_rows=400))
+    for whole in candidates(LARGE, budgets, Wishes(situation=situation)):
+        cut = fetched_otherwise(LARGE, whole)
+        assert cut is not None
+        assert cut.base.unit_bytes == UNIT_BYTES[whole.base.compute]
+        streamed = tuple(Split.on(Tier.DISK, num_bytes) for num_bytes in LARGE.layer_bytes)
+        held = held_units(LARGE, dataclasses.replace(cut.base, layer_splits=streamed))
+        is_one = not cut.base.may_cut_sweeps and whole.away is not Away.FETCHED
+        assert cut.base.num_slots == (4 if is_one else held + 2)
+        assert cut.away is (Away.NONE if is_one else whole.away)
+    small = next(candidates(SHAPE, budgets, Wishes(situation=situation)))
+    deeper = fetched_otherwise(SHAPE, small)
+    assert deeper is not None
+    assert (deeper.base.unit_bytes, deeper.base.num_slots) == (None, 4)
+    whole_only = dataclasses.replace(
+        LARGE, layers=((dataclasses.replace(LARGE.layers[0][0], is_whole=True),) * 4,) * 4
+    )
+    assert fetched_otherwise(whole_only, small) is None
 
 
 def test_a_plan_says_what_would_help() -> None:

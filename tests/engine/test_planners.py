@@ -85,6 +85,8 @@ SHAPES: Final = st.builds(
     intermediate_size=st.integers(1, 128),
     vocab_size=st.integers(2, 500),
     max_context_tokens=st.integers(1, 3000),
+    lookup_bytes_per_token=st.just(0) | st.integers(1, 3000),
+    widened_bytes_per_token=st.just(0) | st.integers(1, 3000),
 )
 # Libraries, scratch and slack come to some 110 MiB whatever the model.
 BUDGET_BYTES: Final = st.integers(0, 300_000_000) | st.integers(0, 10**10)
@@ -215,7 +217,9 @@ def test_host_memory_takes_what_the_gpu_does_not_before_the_disk_does(planner: P
     )
     assert sum(split.disk_bytes for split in large.layer_splits) == 0
     assert sum(split.disk_bytes for split in small.layer_splits) > 0
-    assert large.streamed_bytes == small.streamed_bytes > 0
+    # One may have whole layers and the other units, of which slots take more or less.
+    assert large.streamed_bytes == pytest.approx(small.streamed_bytes, rel=0.02)
+    assert large.streamed_bytes > 0
 
 
 @every_planner

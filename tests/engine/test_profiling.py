@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +13,12 @@ from typing import Any
 import pytest
 
 from engine.errors import EngineError, HardwareError
-from engine.planning.hardware import Hardware, RateCurve
+from engine.planning.hardware import MOST_OTHERS_SHARE, Hardware, RateCurve
 from engine.profiling import saved
 from engine.profiling.measure import Effort, measure
 from engine.profiling.measurement import Figure, Measured
-from engine.profiling.overheads import Overheads, fit_overheads
+from engine.profiling.others import OthersWatch
+from engine.profiling.overheads import Overheads, fit_overheads, fit_prompts
 from engine.profiling.saved import hardware_of, measured_or_saved, read_hardware
 from tests.support.profiles import MEASURED, hardware_here
 
@@ -21,6 +26,7 @@ LEAST = Effort(
     seconds=0.0,
     overhead_s=0.0,
     gemm_rows=(1, 4),
+    heads_per_key=(1, 4),
     request_bytes=(2**16, 2**18),
     file_bytes=2**20,
     scanned_bytes=2**20,
@@ -36,9 +42,14 @@ def test_all_that_a_plan_asks_is_measured_and_told_step_by_step(tmp_path: Path) 
     assert [rows for rows, _ in measured.curve(Figure.GEMM, "cpu/bfloat16")] == [1, 4]
     hardware = hardware_of(measured, {"cpu": "this one"})
     assert hardware.memory_bytes_per_s > 0
-    assert hardware.attention_rate("cpu") > 0
+    for dtype in ("float32", "bfloat16"):
+        found = measured.curve(Figure.ATTENTION, f"cpu/{dtype}")
+        assert [heads for heads, _ in found] == [1, 4]
+        assert hardware.attention_rate("cpu", dtype, 2) > 0
+    assert 0 <= hardware.others_share <= 1
     assert hardware.expand_rate("cpu", "bfloat16", "float32") > 0
     assert hardware.gemm_flops_per_s("cpu", "float32", 2) > 0
+    assert hardware.elementwise_rate("cpu", "bfloat16") > 0
     assert hardware.disk_read.at(2**17) > 0
     assert Hardware.from_json(hardware.to_json()) == hardware
     assert sum(dataclasses.astuple(measured.overheads["cpu"])) > 0
@@ -80,6 +91,55 @@ def test_noise_makes_no_overhead_negative() -> None:
     assert min(dataclasses.astuple(found)) >= 0
 
 
+def test_what_a_prompt_costs_in_a_layer_is_beside_the_layers_own() -> None:
+    known = Overheads(sweep_s=1e-3, step_s=2e-4, row_s=3e-5, row_step_s=4e-6)
+    taken_s = tuple(
+        known.sweep_s + 32 * known.row_s + layers * (known.step_s + 32 * 5e-5) for layers in (2, 10)
+    )
+    few_s, many_s = taken_s
+    found = fit_prompts((few_s, many_s), known, layers=(2, 10), num_prompts=32)
+    assert found == pytest.approx(5e-5)
+    assert fit_prompts((many_s, few_s), known, layers=(2, 10), num_prompts=32) == 0.0
+
+
+def _stat(busy: dict[int, int], steal: int = 0) -> str:
+    """As the kernel tells it: ticks in user mode by core, and those that others' machines had."""
+    cores = [f"cpu{core} {ticks} 0 0 5 5 0 0 {steal} 0 0" for core, ticks in busy.items()]
+    return "\n".join(["cpu 9 9 9 9 9 9 9 9 9 9", *cores, "intr 1 2 3"])
+
+
+def test_what_others_take_of_this_processs_cores_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat, now_s, own_s = tmp_path / "stat", [100.0], [7.0]
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 2})
+    monkeypatch.setattr("os.sysconf", lambda name: 100)
+    monkeypatch.setattr("time.perf_counter", lambda: now_s[0])
+    monkeypatch.setattr("time.process_time", lambda: own_s[0])
+    stat.write_text(_stat({0: 1000, 1: 1000, 2: 1000}))
+    watch = OthersWatch(stat)
+    now_s[0], own_s[0] = 110.0, 19.0
+    stat.write_text(_stat({0: 1900, 1: 2000, 2: 1500}))  # 14 s of both, 12 of them our own
+    assert watch.share() == pytest.approx(2 / 20)
+    stat.write_text(_stat({0: 1900, 1: 2000, 2: 1500}, steal=100))
+    assert watch.share() == pytest.approx(4 / 20)
+    stat.unlink()
+    assert watch.share() == 0.0
+
+
+def test_a_busy_process_beside_is_noticed() -> None:
+    command = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(command) for _ in os.sched_getaffinity(0)]
+    try:
+        watch = OthersWatch()
+        time.sleep(1.0)
+        assert watch.share() > MOST_OTHERS_SHARE
+    finally:
+        for each in others:
+            each.kill()
+            each.wait()
+
+
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Effort]:
     """The efforts that were spent; nothing is measured."""
@@ -118,10 +178,13 @@ def test_a_planner_is_told_what_was_measured(tmp_path: Path) -> None:
     assert hardware.disk_read == RateCurve(((2.0**16, 1e9), (2.0**20, 1e9), (2.0**25, 1e9)))
     assert hardware.gemm_flops_per_s("cpu", "float32", 64) == 56e9
     assert hardware.expand_rate("cpu", "float16", "bfloat16") == 2e9
-    assert hardware.attention_rate("cpu") == 6e9
+    assert hardware.elementwise_rate("cpu", "float32") == 1.2e10
+    assert hardware.attention_rate("cpu", "float32", 1) == 6e9
+    assert hardware.attention_rate("cpu", "bfloat16", 4) == 1.25e9
     assert hardware.to_gpu_pinned_bytes_per_s is None
     assert hardware.layer_overhead_s == 6e-4
     assert (hardware.row_overhead_s, hardware.row_layer_overhead_s) == (4e-5, 5e-6)
+    assert (hardware.prompt_layer_overhead_s, hardware.expert_overhead_s) == (8e-5, 1e-4)
     assert hardware.spread["gemm"] == 0.1
 
 
@@ -133,6 +196,8 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "another folder": lambda data: data["versions"].update({"spill folder": "/elsewhere"}),
     "other measurements": lambda data: data["versions"].update(profile="0"),
     "half a file": lambda data: data.pop("disk_read"),
+    "an older form": lambda data: data.update(version=1),
+    "others on the cores": lambda data: data.update(others_share=0.3),
 }
 
 
@@ -149,8 +214,28 @@ def test_it_is_measured_anew_for(what: str, tmp_path: Path, counted: list[Effort
     assert len(counted) == 1
 
 
+def test_a_profile_taken_beside_others_is_used_said_so_and_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shares = iter([0.4, 0.02])
+
+    def pretend(*_: object, **__: object) -> Measured:
+        return dataclasses.replace(MEASURED, others_share=next(shares))
+
+    monkeypatch.setattr(saved, "measure", pretend)
+    path = tmp_path / "profile.json"
+    first = measured_or_saved(path, spill_dir=tmp_path, is_quick=True)
+    assert first.is_crowded
+    assert read_hardware(path).others_share == 0.4
+    assert "others had 40% of the cores' time" in caplog.text
+    assert "measured anew at the next start" in caplog.text
+    again = measured_or_saved(path, spill_dir=tmp_path, is_quick=True)
+    assert not again.is_crowded
+    assert measured_or_saved(path, spill_dir=tmp_path, is_quick=True) == again
+
+
 def test_a_file_that_describes_no_machine_is_named(tmp_path: Path) -> None:
     path = tmp_path / "machine.json"
     path.write_text("{}")
-    with pytest.raises(HardwareError, match=r"machine\.json: a hardware file has version 1"):
+    with pytest.raises(HardwareError, match=r"machine\.json: a hardware file has version 2"):
         read_hardware(path)

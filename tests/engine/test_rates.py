@@ -81,10 +81,11 @@ def test_products_and_attention_count_what_they_do(
     found = rates.gemm_rates([1, 16], dtype=dtype, device=CPU, seconds=0.0)
     assert [each.rows for each in found] == [1, 16]
     assert amounts == [2 * 2048 * 2048, 16 * 2 * 2048 * 2048]
-    rates.attention_rate(dtype=dtype, device=CPU, seconds=0.0)
-    assert amounts[2] == 32 * 512 * 4 * (64 + 64) * dtype.itemsize
+    for heads_per_key in (1, 4):
+        rates.attention_rate(heads_per_key=heads_per_key, dtype=dtype, device=CPU, seconds=0.0)
+    assert amounts[2:4] == [32 * 512 * 4 * (64 + 64) * dtype.itemsize] * 2
     rates.expansion_rate(dtype, dtype=torch.float64, device=CPU, seconds=0.0)
-    assert amounts[3] == 2**20 * dtype.itemsize
+    assert amounts[4] == 2**20 * dtype.itemsize
 
 
 def test_rows_that_attend_lie_beside_each_other_and_see_all_of_their_context() -> None:

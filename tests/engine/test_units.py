@@ -21,17 +21,20 @@ from engine.compute.skeleton import build_skeleton
 from engine.config import Budgets
 from engine.engine import Engine
 from engine.errors import BudgetError, EngineError
+from engine.memory.binding import Binder
 from engine.memory.checkpoint import open_checkpoint
 from engine.memory.kinds import EXPERTS_NAME
 from engine.memory.manifest import Pack
 from engine.memory.matrix import Matrix, Stack
 from engine.memory.pack import ensure_pack, read_group
 from engine.memory.shapes import model_shape
+from engine.memory.units import Placement
 from engine.memory.uses import Uses
 from engine.memory.weights import StreamedWeights
-from engine.planning.cost import slot_bytes
+from engine.planning.cost import check_budgets, held_units, slot_bytes
 from engine.planning.policy import Policy
 from engine.planning.shape import ModelShape
+from engine.planning.units import units_of
 from engine.timeline import Timeline, Track
 from tests.support.oracle import oracle_answer, ragged_prompts
 from tests.support.policies import streaming
@@ -284,6 +287,60 @@ def test_after_a_layer_that_broke_off_the_next_sweep_finds_the_first(
 
     finish_in_time(run)
     weights.close()
+
+
+@pytest.mark.parametrize(("resident", "hosted"), [(0.0, 0.0), (0.37, 0.0), (0.2, 0.33)])
+@pytest.mark.parametrize("unit_bytes", [300, 700, 5000, 20_000, 10**9])
+def test_a_plan_knows_in_how_many_units_each_layer_comes(
+    tiny: Tiny, resident: float, hosted: float, unit_bytes: int
+) -> None:
+    budgets = Budgets(gpu_bytes=1 if hosted else 0, host_bytes=0, disk_bytes=0, spill_dir=Path())
+    policy = streaming(resident, hosted=hosted, unit_bytes=unit_bytes, num_slots=3)(
+        tiny.shape, budgets
+    )
+    placement = Placement(tiny.pack, Binder(tiny.make(), CPU), policy, CPU)
+    pairs = zip(tiny.shape.layers, policy.layer_splits, strict=True)
+    told = [units_of(tensors, split, policy) for tensors, split in pairs]
+    for stage, units in zip(placement.stages, told, strict=False):
+        found = [placement.units[index] for index in stage.units]
+        assert len(found) == units.count
+        assert sum(1 for unit in found if unit.on_disk.pieces) == units.on_disk
+
+
+def test_several_micro_batches_take_slots_for_all_of_a_layers_units(tiny: Tiny) -> None:
+    """With one fewer, what no slot holds is read again by each of them: such a plan is refused."""
+    budgets = Budgets(gpu_bytes=0, host_bytes=10**12, disk_bytes=10**12, spill_dir=Path())
+    most = held_units(tiny.shape, tiny.policy(0.0))
+    assert most > 3
+    for num_slots, is_enough in ((most + 1, True), (most, False)):
+        weights, model, _ = tiny.open(0.0, num_slots=num_slots)
+        for _sweep in range(3):
+            sweep(tiny, weights, model, ORDERS["as defined"], num_forwards=3)
+        weights.close()
+        once_bytes = 3 * tiny.policy(0.0).streamed_bytes
+        assert (weights.counters.streamed_bytes == once_bytes) == is_enough
+        several = tiny.policy(0.0, num_slots=num_slots, micro_batch_tokens=71)
+        if is_enough:
+            check_budgets(tiny.shape, several, budgets)
+            continue
+        needed = rf"{most} units of at most 5,000 bytes.* {most + 1} slots.* the policy has {most}"
+        with pytest.raises(BudgetError, match=needed):
+            check_budgets(tiny.shape, several, budgets)
+        one = dataclasses.replace(several, micro_batch_tokens=72, num_slots=3)
+        check_budgets(tiny.shape, one, budgets)
+        on_disk = dataclasses.replace(one.kv, disk_bytes=one.kv.cpu_bytes)
+        with pytest.raises(BudgetError, match="rows of one tier"):
+            check_budgets(tiny.shape, dataclasses.replace(one, kv=on_disk), budgets)
+
+
+def test_an_engine_refuses_too_few_slots_before_anything_is_packed(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "model", "mixtral")
+    spill_dir = tmp_path / "spill"
+    budgets = Budgets(gpu_bytes=0, host_bytes=10**9, disk_bytes=10**9, spill_dir=spill_dir)
+    policy = streaming(0.0, unit_bytes=UNIT_BYTES, num_slots=3)
+    with pytest.raises(BudgetError, match="held while several micro-batches pass"):
+        Engine.load(folder, budgets=budgets, policy=policy)
+    assert not [path for path in spill_dir.rglob("*") if path.is_file()]
 
 
 def test_layers_in_several_units_need_a_slot_to_spare() -> None:

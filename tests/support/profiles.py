@@ -23,13 +23,24 @@ MEASURED = Measured(
         _one(Figure.MEMORY_READ, 2e10, "cpu"),
         *(_one(Figure.GEMM, 7e9 * rows**0.5, "cpu/float32", rows) for rows in (1, 8, 64, 512)),
         *(_one(Figure.GEMM, 9e9 * rows**0.5, "cpu/bfloat16", rows) for rows in (1, 8, 64, 512)),
-        _one(Figure.ATTENTION, 6e9, "cpu/float32"),
-        _one(Figure.ATTENTION, 5e9, "cpu/bfloat16"),
+        *(_one(Figure.ATTENTION, 6e9 / heads, "cpu/float32", heads) for heads in (1, 4)),
+        *(_one(Figure.ATTENTION, 5e9 / heads, "cpu/bfloat16", heads) for heads in (1, 4)),
         _one(Figure.EXPANSION, 1.5e10, "cpu/bfloat16->float32"),
         _one(Figure.EXPANSION, 1.5e10, "cpu/float16->float32"),
         _one(Figure.EXPANSION, 2e9, "cpu/float16->bfloat16"),
+        _one(Figure.ELEMENTWISE, 1.2e10, "cpu/float32"),
+        _one(Figure.ELEMENTWISE, 8e9, "cpu/bfloat16"),
     ),
-    overheads={"cpu": Overheads(sweep_s=5e-4, step_s=6e-4, row_s=4e-5, row_step_s=5e-6)},
+    overheads={
+        "cpu": Overheads(
+            sweep_s=5e-4,
+            step_s=6e-4,
+            row_s=4e-5,
+            row_step_s=5e-6,
+            prompt_step_s=8e-5,
+            expert_s=1e-4,
+        )
+    },
 )
 
 

@@ -32,8 +32,19 @@ MACHINE: Final = Hardware(
         "gpu/float32": RateCurve(((1.0, 1e11), (1000.0, 1e13))),
         "gpu/bfloat16": RateCurve(((1.0, 1e11), (1000.0, 1e13))),
     },
-    attention_bytes_per_s={"cpu": 10e9, "gpu": 200e9},
+    attention_bytes_per_s={
+        "cpu/float32": RateCurve.flat(10e9),
+        "cpu/bfloat16": RateCurve.flat(10e9),
+        "gpu/float32": RateCurve.flat(200e9),
+        "gpu/bfloat16": RateCurve.flat(200e9),
+    },
     expand_bytes_per_s={"cpu/bfloat16->float32": 5e9},
+    elementwise_bytes_per_s={
+        "cpu/float32": 10e9,
+        "cpu/bfloat16": 10e9,
+        "gpu/float32": 100e9,
+        "gpu/bfloat16": 100e9,
+    },
     layer_overhead_s=0.0,
     row_overhead_s=0.0,
     sweep_overhead_s=0.0,
@@ -84,6 +95,7 @@ def work_of(shape: ModelShape) -> Work:
         layer_kv_bytes=(per_layer,) * layers,
         expert_elements=(0,) * layers,
         expert_share=1.0,
+        layer_values=(0,) * layers,
     )
 
 

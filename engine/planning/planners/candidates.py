@@ -1,5 +1,5 @@
-"""What the program is solved for, one after the other: block rows, chunks, micro-batches, and where
-rows that live elsewhere attend. Places nothing.
+"""What the program is solved for, one after the other: block rows, chunks, micro-batches, where rows
+that live elsewhere attend, and how layers are fetched. Places nothing.
 """
 
 import dataclasses
@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from engine.config import Budgets
-from engine.planning.cost import KV_PAGE_TOKENS
-from engine.planning.load import Load, kept_tokens, longest_row_tokens, steady_load
+from engine.planning.cost import KV_PAGE_TOKENS, held_units
+from engine.planning.job import simulate
+from engine.planning.load import Load, kept_tokens, load_of, longest_row_tokens, steady_load
 from engine.planning.planners.base import Situation, Wishes
 from engine.planning.policy import Policy, Split, Tier
 from engine.planning.shape import ModelShape
+from engine.planning.units import UNIT_BYTES, UNIT_SLOTS
 
 _ROWS: Final = tuple(sorted({round(2 ** (step / 2)) for step in range(29)}))
 """1 to 16384, by half powers of two."""
@@ -23,8 +25,11 @@ _CHUNK_SLACK: Final = 1.25
 
 _LEAST_SWEEP_TOKENS: Final = 64
 _LEAST_CHUNK_TOKENS: Final = 16
-_UNIT_BYTES: Final = 16 * 2**20
-_UNIT_SLOTS: Final = 4
+_STEADY_BLOCKS: Final = 4
+"""A job of so many times the block's rows is steady most of the time."""
+
+_AHEAD: Final = 2
+"""Slots beside those that hold a layer: one is filled ahead, one is spare."""
 
 _FETCHED_IN: Final = 8
 """Micro-batches at least, where keys and values are fetched: one is fetched while one attends."""
@@ -70,35 +75,77 @@ def candidates(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Iterator[
             )
             for away in ways:
                 yield candidate(shape, situation, base, away)
-            if compute is Tier.CPU and micro_batch == rows + sweep_tokens:
-                yield from _in_units(shape, candidate(shape, situation, base, Away.NONE))
 
 
-def _in_units(shape: ModelShape, whole: Candidate) -> Iterator[Candidate]:
-    """The same with layers fetched piece by piece, where slots for that are smaller. One micro-batch
-    alone goes along with the pieces; several would have to hold all of a layer.
+def loads(situation: Situation, steady: Candidate) -> list[Candidate]:
+    """The candidate, and of a job that is short for its block the same with the mean sweep to be placed
+    for, which is not the steady one: fewer rows decode while the block fills and drains.
     """
-    if whole.base.num_slots * max(shape.layer_bytes) > _UNIT_SLOTS * _UNIT_BYTES:
-        base = dataclasses.replace(whole.base, unit_bytes=_UNIT_BYTES, num_slots=_UNIT_SLOTS)
-        yield dataclasses.replace(whole, base=base)
+    workload, base = situation.workload, steady.base
+    if workload.num_rows >= _STEADY_BLOCKS * base.block_rows:
+        return [steady]
+    job = simulate(
+        workload,
+        block_rows=base.block_rows,
+        sweep_tokens=base.sweep_tokens,
+        seconds=lambda load: 1.0,
+        steady_tokens_per_s=steady.load.rows,
+    )
+    rows = job.num_tokens / job.job_s
+    mean = load_of(
+        workload,
+        rows=rows,
+        prompt_tokens=workload.num_rows * workload.mean_own_tokens / job.job_s,
+        live_tokens=rows * workload.mean_live_tokens + workload.num_kept_once_tokens,
+    )
+    return [steady, dataclasses.replace(steady, load=mean)]
 
 
-def smallest(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Candidate:
-    """The one that takes the least of every tier."""
+def fetched_otherwise(shape: ModelShape, whole: Candidate) -> Candidate | None:
+    """The same with layers that come in units, where they are larger than those, or else with slots
+    for more of them; None where they can only be computed with whole.
+    """
+    base = whole.base
+    unit_bytes = UNIT_BYTES[base.compute]
+    if max(shape.layer_bytes) <= unit_bytes:
+        return dataclasses.replace(whole, base=dataclasses.replace(base, num_slots=UNIT_SLOTS))
+    if any(tensor.is_whole for tensors in shape.layers for tensor in tensors):
+        return None
+    cut = dataclasses.replace(base, unit_bytes=unit_bytes, num_slots=UNIT_SLOTS)
+    if whole.away is not Away.FETCHED and not cut.may_cut_sweeps:
+        # One micro-batch goes along with the units, and stays one while rows live on one tier.
+        return dataclasses.replace(whole, base=cut, away=Away.NONE)
+    # Several hold all of a layer.
+    streamed = dataclasses.replace(
+        cut, layer_splits=tuple(Split.on(Tier.DISK, each) for each in shape.layer_bytes)
+    )
+    num_slots = held_units(shape, streamed) + _AHEAD
+    return dataclasses.replace(whole, base=dataclasses.replace(cut, num_slots=num_slots))
+
+
+def smallest(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> list[Candidate]:
+    """Those of which one takes the least of a tier: in small micro-batches, or in one that goes along
+    with a layer's units.
+    """
     situation = wishes.situation
     assert situation is not None, "a program is of a machine and a workload"
     compute = Tier.GPU if budgets.gpu_bytes else Tier.CPU
     rows = wishes.block_rows or 1
     sweep_tokens = wishes.sweep_tokens or _LEAST_CHUNK_TOKENS
-    base = _base(
-        shape,
-        compute,
-        rows=rows,
-        sweep_tokens=sweep_tokens,
-        micro_batch_tokens=_LEAST_CHUNK_TOKENS,
+    small, one = (
+        _base(
+            shape,
+            compute,
+            rows=rows,
+            sweep_tokens=sweep_tokens,
+            micro_batch_tokens=micro_batch_tokens,
+        )
+        for micro_batch_tokens in (_LEAST_CHUNK_TOKENS, rows + sweep_tokens)
     )
     away = Away.BESIDE if compute is Tier.GPU else Away.NONE
-    return candidate(shape, situation, base, away)
+    found = [candidate(shape, situation, base, away) for base in (small, one)]
+    others = [fetched_otherwise(shape, each) for each in found]
+    return [found[0], *(each for each in others if each is not None)]
 
 
 def candidate(shape: ModelShape, situation: Situation, base: Policy, away: Away) -> Candidate:

@@ -15,11 +15,13 @@ from engine.planning.cost import (
     check_budgets,
     compute_tier_bytes,
     fixed_bytes,
+    kv_bytes_within,
     peak_bytes,
 )
 from engine.planning.planners.base import Wishes
 from engine.planning.policy import Policy, Split, Tier
 from engine.planning.shape import ModelShape, Placeable, leading_border_bytes, total_bytes
+from engine.planning.units import UNIT_BYTES, UNIT_SLOTS
 
 _BLOCK_ROWS: Final = {Tier.CPU: 96, Tier.GPU: 256}
 _SWEEP_TOKENS: Final = {Tier.CPU: 512, Tier.GPU: 4096}
@@ -29,9 +31,6 @@ _LIKELY_ROW_TOKENS: Final = 512
 
 _KV_SHARE: Final = 0.5
 """Of what is left after the activations and what is always resident, where it is tight."""
-
-_UNIT_BYTES: Final = {Tier.CPU: 16 * 2**20, Tier.GPU: 64 * 2**20}
-_NUM_SLOTS: Final = 4  # one computes, two are filled ahead, one is spare
 
 _SHARES: Final = tuple(step / 128 for step in range(128, -1, -1))
 """Of the head, then of every layer on the compute tier, and up to there in host memory: the first
@@ -63,8 +62,8 @@ def plan_fixed(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
         micro_batch_tokens=block_rows + sweep_tokens,
         kv=Split.on(compute, 0),
         layer_splits=tuple(Split.on(compute, num_bytes) for num_bytes in shape.layer_bytes),
-        num_slots=_NUM_SLOTS,
-        unit_bytes=_UNIT_BYTES[compute],
+        num_slots=UNIT_SLOTS,
+        unit_bytes=UNIT_BYTES[compute],
         reason="",
     )
     policy = _give_kv(shape, _place_weights(shape, budgets, everywhere), budgets)
@@ -171,7 +170,7 @@ def _give_kv(shape: ModelShape, policy: Policy, budgets: Budgets) -> Policy:
     """KV gets all that is left of its tier, as far as the block can use it."""
     left_bytes = _budget_bytes(policy, budgets) - peak_bytes(shape, policy)[policy.compute]
     most_bytes = _kv_bytes(shape, policy, row_tokens=shape.max_context_tokens)
-    kv_bytes = max(0, min(most_bytes, left_bytes))
+    kv_bytes = min(most_bytes, kv_bytes_within(shape, policy.compute, left_bytes))
     return dataclasses.replace(policy, kv=Split.on(policy.compute, kv_bytes))
 
 

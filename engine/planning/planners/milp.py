@@ -10,11 +10,18 @@ from typing import Final
 from engine.config import Budgets
 from engine.errors import BudgetError, HardwareError
 from engine.planning.cost import check_budgets, peak_bytes
-from engine.planning.planners.base import Wishes
-from engine.planning.planners.candidates import Candidate, candidates, smallest
+from engine.planning.planners.base import Situation, Wishes
+from engine.planning.planners.candidates import (
+    Away,
+    Candidate,
+    candidates,
+    fetched_otherwise,
+    loads,
+    smallest,
+)
 from engine.planning.planners.program import Program
 from engine.planning.policy import Policy, Split, Tier
-from engine.planning.predict import predict
+from engine.planning.predict import predict, steady
 from engine.planning.prediction import Prediction
 from engine.planning.roofline import Model
 from engine.planning.shape import ModelShape
@@ -28,6 +35,9 @@ _AS_GOOD: Final = 0.8
 steady state, which a short job's own rate may differ from in either direction.
 """
 
+_STEADY_AS_GOOD: Final = 0.9
+"""Jobs are not played through of policies whose own steady state is below this share of that job."""
+
 
 def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
     """Raises BudgetError with the tier, what it lacks and the smallest change that would fit, and
@@ -37,7 +47,7 @@ def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
         raise HardwareError("a plan by measured rates needs the machine's and what waits for it")
     situation = wishes.situation
     model = Model(shape=shape, work=situation.work, hardware=situation.hardware)
-    found = _placed(model, budgets, wishes, situation.workload)
+    found = _placed(model, budgets, wishes, situation)
     if not found:
         raise BudgetError(_what_lacks(model, budgets, wishes))
     fastest = max(prediction.job_tokens_per_s for prediction, _ in found)
@@ -49,11 +59,10 @@ def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
 
 
 def _placed(
-    model: Model, budgets: Budgets, wishes: Wishes, workload: Workload
+    model: Model, budgets: Budgets, wishes: Wishes, situation: Situation
 ) -> list[tuple[Prediction, Policy]]:
-    """All candidates that what they must compute leaves a chance, placed, and the whole job of each.
-
-    A job has to reach its steady state and to leave it, so the two are close and not equal.
+    """All candidates that what they must compute leaves a chance, placed, and the whole job of those
+    that their steady state leaves one.
     """
     program = Program(model, budgets)
     bounded = sorted(
@@ -61,33 +70,70 @@ def _placed(
         for at, each in enumerate(candidates(model.shape, budgets, wishes))
         if _can_fit(model.shape, each, budgets)
     )
-    found: list[tuple[Prediction, Policy]] = []
-    fastest = 0.0
+    search = _Search(model, budgets, situation.workload, program)
     for bound, _, each in bounded:
-        least = _AS_GOOD * fastest
-        if -bound <= least:
+        if -bound <= search.least_rate:
             break
-        policy = program.place(each, at_most_s=each.load.rows / least if least else math.inf)
-        if policy is None:
-            continue
-        found += _settled(model, policy, budgets, workload)
-        fastest = max(prediction.job_tokens_per_s for prediction, _ in found)
-    if not found and (policy := program.place(smallest(model.shape, budgets, wishes))):
-        found.append((predict(model, policy, workload), policy))
-    return found
+        for placed_for in loads(situation, each):
+            search.look_at(placed_for)
+    for each in smallest(model.shape, budgets, wishes) if not search.found else ():
+        search.look_at(each)
+    return search.found
 
 
-def _settled(
-    model: Model, policy: Policy, budgets: Budgets, workload: Workload
-) -> list[tuple[Prediction, Policy]]:
-    """The policy and, where keys and values are few enough, it with all of them on its own tier."""
-    found = [(predict(model, policy, workload), policy)]
-    if _away(policy):
-        near = dataclasses.replace(policy, kv=Split.on(policy.compute, policy.kv.total_bytes))
-        with contextlib.suppress(BudgetError):
-            check_budgets(model.shape, near, budgets)
-            found.append((predict(model, near, workload), near))
-    return found
+class _Search:
+    """The jobs that were predicted so far, and what of the next one need not be looked at.
+
+    A job has to reach its steady state and to leave it, so the rates of both are close and not equal.
+    """
+
+    def __init__(
+        self, model: Model, budgets: Budgets, workload: Workload, program: Program
+    ) -> None:
+        self._model = model
+        self._budgets = budgets
+        self._workload = workload
+        self._program = program
+        self.found: list[tuple[Prediction, Policy]] = []
+
+    @property
+    def least_rate(self) -> float:
+        """Tokens/s of a steady state that leaves a job the chance to be the fastest."""
+        return _AS_GOOD * max((each.job_tokens_per_s for each, _ in self.found), default=0.0)
+
+    def look_at(self, whole: Candidate) -> None:
+        """With layers that come whole and, unless none streams then, with such as come otherwise. Where
+        several micro-batches hold all of a layer that is worth next to nothing if two of them fit.
+        """
+        least = self.least_rate
+        at_most_s = whole.load.rows / least if least else math.inf
+        policy = self._program.place(whole, at_most_s=at_most_s)
+        if policy is not None:
+            at_most_s = min(at_most_s, self._settle(policy))
+        holds = whole.base.may_cut_sweeps or whole.away is Away.FETCHED
+        if policy is not None and (holds or not policy.streamed_bytes):
+            return
+        otherwise = fetched_otherwise(self._model.shape, whole)
+        if otherwise is None:
+            return
+        other = self._program.place(otherwise, at_most_s=at_most_s)
+        if other is not None:
+            self._settle(other)
+
+    def _settle(self, policy: Policy) -> float:
+        """Predict the policy's job and, where keys and values are few enough, that of it with all of
+        them on its own tier. Seconds of a steady sweep.
+        """
+        load, _, sweep_s = steady(self._model, policy, self._workload)
+        if load.rows / sweep_s <= self.least_rate / _AS_GOOD * _STEADY_AS_GOOD:
+            return sweep_s
+        self.found.append((predict(self._model, policy, self._workload), policy))
+        if _away(policy):
+            near = dataclasses.replace(policy, kv=Split.on(policy.compute, policy.kv.total_bytes))
+            with contextlib.suppress(BudgetError):
+                check_budgets(self._model.shape, near, self._budgets)
+                self.found.append((predict(self._model, near, self._workload), near))
+        return sweep_s
 
 
 def _away(policy: Policy) -> int:
@@ -118,25 +164,28 @@ def _all_streamed(shape: ModelShape, policy: Policy) -> Policy:
 
 
 def _what_lacks(model: Model, budgets: Budgets, wishes: Wishes) -> str:
-    """Of the plan that takes the least, the tier that lacks the most."""
+    """Of the plan that lacks the least, the tier that lacks the most."""
     shape = model.shape
-    least = smallest(shape, budgets, wishes)
-    kv_bytes = least.kept_tokens * shape.kv_bytes_per_token
-    compute = least.base.compute
     limits = {
         Tier.GPU: budgets.gpu_bytes,
         Tier.CPU: budgets.host_bytes,
         Tier.DISK: budgets.disk_bytes,
     }
-    streamed = dataclasses.replace(_all_streamed(shape, least.base), kv=Split.on(compute, kv_bytes))
-    peaks = peak_bytes(shape, streamed)
-    tier = max(Tier, key=lambda each: peaks[each] - limits[each])
-    lacking = peaks[tier] - limits[tier]
-    if lacking <= 0:
-        tier, lacking = compute, max(1, *shape.layer_bytes)
+
+    def lacking(least: Candidate) -> tuple[int, Tier]:
+        base = least.base
+        kv = Split.on(base.compute, least.kept_tokens * shape.kv_bytes_per_token)
+        peaks = peak_bytes(shape, dataclasses.replace(_all_streamed(shape, base), kv=kv))
+        tier = max(Tier, key=lambda each: peaks[each] - limits[each])
+        return peaks[tier] - limits[tier], tier
+
+    least = min(smallest(shape, budgets, wishes), key=lambda each: lacking(each)[0])
+    missing, tier = lacking(least)
+    if missing <= 0:
+        tier, missing = least.base.compute, max(1, *shape.layer_bytes)
     return (
-        f"the {tier} tier needs {limits[tier] + lacking:,} bytes under the smallest plan and its "
-        f"budget is {limits[tier]:,} bytes: {lacking:,} bytes more would do for "
+        f"the {tier} tier needs {limits[tier] + missing:,} bytes under the smallest plan and its "
+        f"budget is {limits[tier]:,} bytes: {missing:,} bytes more would do for "
         f"{least.base.block_rows} rows, {least.kept_tokens:,} cached tokens and all weights "
         f"streamed, or shorter rows"
     )
@@ -147,11 +196,10 @@ def reason(policy: Policy, prediction: Prediction) -> str:
     lanes = prediction.lanes_s
     slowest = lanes[prediction.binding_lane]
     term = prediction.binding_term.removesuffix("_s").replace("_", " ")
-    where = (
-        "all weights are resident"
-        if not policy.streamed_bytes
-        else f"{policy.streamed_bytes:,} bytes of weights are streamed each sweep"
-    )
+    where = "all weights are resident"
+    if policy.streamed_bytes:
+        where = f"{policy.streamed_bytes:,} bytes of weights are streamed each sweep"
+        where += f" in units of {policy.unit_bytes:,}" if policy.unit_bytes else ""
     return (
         f"{prediction.tokens_per_s:.3g} tokens/s predicted: {where} for {policy.block_rows} rows; "
         f"{prediction.binding_lane} binds with {slowest:.3g} of {prediction.sweep_s:.3g} s a sweep, "

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from engine.config import Budgets
-from engine.planning.cost import KV_PAGE_TOKENS, peak_bytes
+from engine.planning.cost import KV_PAGE_TOKENS, kv_bytes_within, peak_bytes
 from engine.planning.planners.candidates import Away, Candidate
 from engine.planning.planners.table import Group, Solution, Table
 from engine.planning.policy import Policy, Split, Tier
@@ -83,9 +83,11 @@ class Program:
 
     def _with_spare_pages(self, policy: Policy, over: dict[Tier, int]) -> Policy:
         """Of what is left of a tier that has keys and values, some for them: rows are uneven."""
-        page_bytes = KV_PAGE_TOKENS * self._model.shape.kv_bytes_per_token
+        shape = self._model.shape
+        page_bytes = KV_PAGE_TOKENS * shape.kv_bytes_per_token
+        left = {tier: kv_bytes_within(shape, tier, -over[tier]) for tier in Tier}
         spare = {
-            tier: min(-over[tier], int(policy.kv[tier] * _SPARE_SHARE)) // page_bytes * page_bytes
+            tier: min(left[tier], int(policy.kv[tier] * _SPARE_SHARE)) // page_bytes * page_bytes
             for tier in Tier
         }
         return dataclasses.replace(
@@ -98,8 +100,10 @@ class Program:
         is read.
         """
         everywhere = candidate.base
-        terms = Sweep(self._model, everywhere).terms(candidate.load, kept_tokens=0.0)
-        seconds = terms.gemm_s + terms.head_s + terms.expand_s + terms.overhead_s
+        terms = Sweep(self._model, everywhere).busy(candidate.load, kept_tokens=0.0)
+        seconds = (
+            terms.gemm_s + terms.head_s + terms.elementwise_s + terms.expand_s + terms.overhead_s
+        )
         if everywhere.compute is Tier.CPU:
             seconds += terms.attention_s
         return max(seconds, self._least_read_s(candidate))

@@ -13,7 +13,13 @@ from typing import Final
 import numpy as np
 
 from engine.planning import roofline
-from engine.planning.cost import HEAD_TILE_BYTES, KV_PAGE_TOKENS, fetch_bytes, peak_bytes
+from engine.planning.cost import (
+    HEAD_TILE_BYTES,
+    KV_PAGE_TOKENS,
+    fetch_bytes,
+    peak_bytes,
+    widened_bytes,
+)
 from engine.planning.planners.candidates import Away, Candidate
 from engine.planning.policy import Split, Tier
 from engine.planning.roofline import Model
@@ -117,7 +123,18 @@ class Table:
         used[Tier.CPU][self._slot] = slots
         for at, tier in enumerate(Tier):
             used[tier][self.kv_column + at] = self.page_bytes
+        if self._attends_on_cpu:
+            noted_bytes = KV_PAGE_TOKENS * self._model.shape.lookup_bytes_per_token
+            for at, tier in enumerate(Tier):
+                if tier is not Tier.GPU:
+                    column = self.kv_column + at
+                    used[Tier.CPU][column] = used[Tier.CPU].get(column, 0) + noted_bytes
+        for tier in Tier:
             self._row(used[tier], limits[tier] - fixed[tier])
+
+    @property
+    def _attends_on_cpu(self) -> bool:
+        return self._compute is Tier.CPU or self._candidate.away is Away.BESIDE
 
     def _fixed_bytes(self) -> dict[Tier, int]:
         """What each tier holds whatever is placed where, by `cost`'s own terms."""
@@ -131,6 +148,8 @@ class Table:
             fetched_bytes = fetch_bytes(shape, dataclasses.replace(base, kv=kv))
             for tier in {base.compute, Tier.CPU}:
                 fixed[tier] += fetched_bytes
+        if self._attends_on_cpu:
+            fixed[Tier.CPU] += widened_bytes(shape, self._candidate.kept_tokens)
         return fixed
 
     def _add_splits(self) -> None:
@@ -161,9 +180,9 @@ class Table:
     def _lane_seconds(self) -> list[tuple[float, dict[int, float]]]:
         """(seconds whatever is placed where, seconds by column) of each lane."""
         model, base, load = self._model, self._candidate.base, self._candidate.load
-        everywhere = Sweep(model, base).terms(load, kept_tokens=0.0)
+        everywhere = Sweep(model, base).busy(load, kept_tokens=0.0)
         disk, bus, compute = 0.0, 0.0, everywhere.gemm_s + everywhere.head_s
-        compute += everywhere.expand_s + everywhere.overhead_s
+        compute += everywhere.elementwise_s + everywhere.expand_s + everywhere.overhead_s
         disk_columns: dict[int, float] = {}
         bus_columns: dict[int, float] = {}
         compute_columns: dict[int, float] = {}
@@ -179,7 +198,7 @@ class Table:
                 compute_columns |= {near: -part, hosted: -part}
                 continue
             total = group.num_bytes * group.count
-            rate = 1 / model.hardware.disk_read.at(max(1.0, group.num_bytes))
+            rate = 1 / model.hardware.disk_read.at(max(1.0, self._read_bytes(group)))
             disk += total * rate
             disk_columns |= {near: -granule * rate, hosted: -granule * rate}
             if self._compute is Tier.GPU:
@@ -190,6 +209,18 @@ class Table:
         self._add_attention(compute_columns, beside_columns, bus_columns, disk_columns)
         lanes = [(disk, disk_columns), (bus, bus_columns), (compute, compute_columns)]
         return [*lanes, (0.0, beside_columns)] if beside_columns else lanes
+
+    def _read_bytes(self, group: Group) -> int:
+        """At once: a unit, or a layer, or a tile of the head. A part that resides is not read with
+        it: the rate is that of the most that may be.
+        """
+        unit_bytes = self._candidate.base.unit_bytes
+        if unit_bytes is not None:
+            return min(group.num_bytes, unit_bytes)
+        if group.name == "head":
+            layer_bytes = max(self._model.shape.layer_bytes, default=0)
+            return min(group.num_bytes, max(HEAD_TILE_BYTES, layer_bytes))
+        return group.num_bytes
 
     def _add_attention(
         self,
@@ -206,7 +237,7 @@ class Table:
             if not self.most[column]:
                 continue
             alone = dataclasses.replace(base, kv=Split.on(tier, pages * self.page_bytes))
-            terms = Sweep(model, alone).terms(load, kept_tokens=self._candidate.kept_tokens)
+            terms = Sweep(model, alone).busy(load, kept_tokens=self._candidate.kept_tokens)
             compute[column] = terms.attention_s / pages
             if terms.beside_s:
                 beside[column] = terms.beside_s / pages
