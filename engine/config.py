@@ -73,11 +73,15 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One row to be, or `sampling.n`: `key` is the caller's and comes back on each completion."""
+    """One row to be, or `sampling.n`: `key` is the caller's and comes back on each completion.
+
+    With `goes_first` its rows take places in the block before all waiting rows that lack it.
+    """
 
     key: str
     token_ids: tuple[int, ...]
     sampling: Sampling
+    goes_first: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

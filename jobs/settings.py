@@ -71,6 +71,11 @@ class Settings:
     client_stall_s: float = 60.0
     """How long a client may send nothing of its request, or take nothing of its answer."""
 
+    rider_wait_s: float = 590.0
+    """How long a request outside batches waits for its answer: a little less than clients do."""
+    max_riders: int = 1_000
+    """Requests outside batches that may wait at once."""
+
     accumulation_window_s: float = 1.0
     """How long the worker waits for a full block after the first waiting line."""
     shard_lines: int = 32

@@ -29,9 +29,11 @@ from jobs.errors import (
 from jobs.openai import ErrorBody, ErrorEnvelope
 from server import refusals
 from server.pace import StalledBodyError
+from server.waiting_room import CrowdedError, WaitOverError
 
 _INVALID: Final = "invalid_request_error"
 _SERVER: Final = "server_error"
+_RETRIED_AFTER_S: Final[Mapping[int, str]] = {429: "5", 503: "1"}
 
 
 class RangeError(RequestError):
@@ -56,8 +58,10 @@ _ANSWERS: Final[Mapping[type[Exception], _Answer]] = {
     TooLargeError: _Answer(status=413),
     refusals.ContentTypeError: _Answer(status=415),
     RangeError: _Answer(status=416),
+    CrowdedError: _Answer(status=429, type="requests"),
     LedgerError: _Answer(status=503, type=_SERVER),
     SQLAlchemyError: _Answer(status=503, type=_SERVER),
+    WaitOverError: _Answer(status=504, type=_SERVER),
 }
 
 
@@ -82,10 +86,16 @@ def envelope(
 
 
 def _advice(status: int) -> Mapping[str, str]:
-    if status == 503:
-        return {"retry-after": "1"}
-    is_permanent = status < 500 and status != 408
-    return {"x-should-retry": "false"} if is_permanent else {}
+    if status in _RETRIED_AFTER_S:
+        return {"retry-after": _RETRIED_AFTER_S[status]}
+    # Who was not answered in time would only wait as long once more.
+    is_permanent = (status < 500 and status != 408) or status == 504
+    return no_retry() if is_permanent else {}
+
+
+def no_retry() -> Mapping[str, str]:
+    """Clients would also repeat what can only end in the same way."""
+    return {"x-should-retry": "false"}
 
 
 def internal_error() -> Response:
@@ -111,7 +121,12 @@ def _on_refusal(request: Request, error: Exception) -> Response:
         if isinstance(error, RangeError):
             headers["content-range"] = f"bytes */{error.num_bytes}"
         return envelope(
-            answer.status, error.message, param=error.param, code=error.code, headers=headers
+            answer.status,
+            error.message,
+            kind=answer.type,
+            param=error.param,
+            code=error.code,
+            headers=headers,
         )
     structlog.get_logger().error("ledger unusable", error=str(error))
     message = str(error) if isinstance(error, FreightError) else "The ledger cannot be used now."

@@ -4,14 +4,17 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from engine.config import Completion, FinishReason, TokenLogprobs
 from jobs.answers import Answer, Choice, TokenScore, Usage, answer_body
-from jobs.batch import Batch, Endpoint
+from jobs.batch import Endpoint
 from jobs.responses import response_body
-from worker.render import Rendered, TextTokenizer, parse_row_key
+from worker.render import Origin, Rendered, TextTokenizer, parse_row_key
 from worker.tool_calls.base import Said
+
+BROKEN: Final = "The server had an error while processing this request."
+UNFOLLOWED: Final = "The server could not keep the answer to its schema any further."
 
 
 class Gathering:
@@ -60,21 +63,21 @@ class Answerer:
         self._tokenizer = tokenizer
         self._fingerprint = fingerprint
 
-    def body(self, batch: Batch, line_index: int, gathered: Gathering) -> dict[str, Any]:
+    def body(self, origin: Origin, line_index: int, gathered: Gathering) -> dict[str, Any]:
         """The response body of a line whose completions are all there."""
         answer = Answer(
-            batch_id=batch.id,
+            batch_id=origin.id,
             line_index=line_index,
-            model=batch.model or "",
+            model=origin.model or "",
             fingerprint=self._fingerprint,
             created_at=int(time.time()),
             choices=tuple(self._choice(gathered.rendered, each) for each in gathered.chosen),
             usage=gathered.usage,
             echoed=gathered.rendered.ask.echoed,
         )
-        if batch.endpoint is Endpoint.RESPONSES:
+        if origin.endpoint is Endpoint.RESPONSES:
             return response_body(answer)
-        return answer_body(answer, batch.endpoint)
+        return answer_body(answer, origin.endpoint)
 
     def _choice(self, rendered: Rendered, completion: Completion) -> Choice:
         is_asked = completion.logprobs is not None and rendered.ask.logprobs is not None

@@ -17,6 +17,7 @@ from jobs.stores.base import FileStore
 from worker.feed import Feeder
 
 log: Final = structlog.get_logger(__name__)
+_RIDER_GRACE_S: Final = 60.0  # their server answers and removes them itself
 _LIVE: Final = tuple(status for status in BatchStatus if not status.is_final)
 
 
@@ -32,6 +33,10 @@ def reconcile(ledger: Ledger, doorbell: Doorbell, store: FileStore, *, shards_ah
             feeder.feed(batch.id)
             for index in doorbell.missing_shards(batch.id, ledger.lines.queued_shards(batch.id)):
                 doorbell.shard(batch.id, index)
+    ledger.riders.remove_expired(grace_s=_RIDER_GRACE_S)
+    if parties := ledger.riders.parties():
+        for party_id in doorbell.missing_parties(parties):
+            doorbell.riders(party_id)
     for file_id in ledger.files.expired():
         store.delete(file_id)
         ledger.files.forget(file_id)

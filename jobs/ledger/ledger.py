@@ -1,4 +1,4 @@
-"""The ledger: the one durable truth about files, batches, lines, results and served models."""
+"""The ledger: the one durable truth about files, batches, lines, results, riders and served models."""
 
 import dataclasses
 import itertools
@@ -16,9 +16,11 @@ from jobs.ledger.database import Database
 from jobs.ledger.files import FileRecords
 from jobs.ledger.groups import GroupRecords
 from jobs.ledger.lines import LineRecords
+from jobs.ledger.riders import RiderRecords
 from jobs.ledger.tables import models
 from jobs.ledger.uploads import UploadRecords
 from jobs.stores.base import FileStore
+from jobs.values import shown
 
 _ASKED_AT_ONCE: Final = 500
 
@@ -54,9 +56,13 @@ class ModelRecords:
         for model in self.all():
             if model.id == model_id:
                 return model
-        raise NotFoundError(
-            f"The model '{model_id}' does not exist", param="model", code="model_not_found"
-        )
+        raise no_model(model_id)
+
+
+def no_model(model_id: str) -> NotFoundError:
+    return NotFoundError(
+        f"The model '{shown(model_id)}' does not exist", param="model", code="model_not_found"
+    )
 
 
 class Ledger:
@@ -70,6 +76,7 @@ class Ledger:
         self.groups = GroupRecords(database)
         self.models = ModelRecords(database)
         self.uploads = UploadRecords(database)
+        self.riders = RiderRecords(database)
 
     @classmethod
     def open(cls, url: str) -> "Ledger":
