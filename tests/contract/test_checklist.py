@@ -9,7 +9,6 @@ NUM_POINTS = 136
 
 NOT_BUILT_YET = {
     7: "keys: Freight asks for none",
-    9: "limits per key: nothing is answered with 429",
     48: "tenants",
     66: "priority, as an extension of the batch",
     78: "embeddings",

@@ -11,15 +11,21 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai import AsyncOpenAI, OpenAI
 from redis import Redis
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
+from jobs.batch import Endpoint
+from jobs.errors import RequestError
 from jobs.ledger.ledger import Ledger, Model
+from jobs.parameters import PARAMETERS
 from jobs.settings import Settings
 from jobs.stores import STORES
 from server.app import create_app
+from server.rider_request import parse_rider_request
 from tests.contract.conftest import strict_client
 from tests.support.box import MODEL, chat_line, completion_line
 from tests.support.processes import wait_until
@@ -31,6 +37,13 @@ RESPONSES = "/v1/responses"
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 TINY: dict[str, Any] = {"model": MODEL, "messages": HI}
 JSON = {"content-type": "application/json"}
+WHOLE: dict[str, Any] = {"model": "m", "messages": HI, "prompt": "x", "input": "x"}
+NAMES = sorted({each.name for table in PARAMETERS.values() for each in table} | {"odd"})
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=6,
+)
 CITY: Any = {
     "type": "function",
     "function": {"name": "book", "parameters": {"type": "object", "properties": {}}},
@@ -242,6 +255,20 @@ def test_what_no_line_may_be_no_rider_may(http: httpx2.Client, body: bytes) -> N
     assert "parse" in str(error_of(answer)["message"])
 
 
+@given(
+    st.sampled_from(list(Endpoint)),
+    st.dictionaries(st.sampled_from(NAMES), values, max_size=4).map(lambda more: WHOLE | more),
+)
+def test_a_body_is_taken_or_refused_and_raises_nothing_else(
+    endpoint: Endpoint, body: dict[str, Any]
+) -> None:
+    raw = json.dumps(body).encode()
+    with contextlib.suppress(RequestError):
+        asked = parse_rider_request(raw, endpoint)
+        assert "stream" not in asked.body
+        assert json.loads(json.dumps(asked.body)) == asked.body  # as the ledger keeps it
+
+
 # -- waiting, without anybody at work ---------------------------------------------------------
 
 
@@ -292,7 +319,7 @@ def num_rows(running: Running) -> int:
     return found
 
 
-def test_more_than_may_wait_are_told_to_come_again(idle: Running) -> None:
+def test_009_more_than_may_wait_are_told_to_come_again(idle: Running) -> None:
     with ThreadPoolExecutor(2) as pool, httpx2.Client(base_url=idle.url, timeout=60) as http:
         waiting = [pool.submit(http.post, CHAT, json=TINY) for _ in range(2)]
         wait_until(lambda: num_rows(idle) == 2)
