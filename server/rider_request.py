@@ -53,10 +53,12 @@ def parse_rider_request(raw: bytes, endpoint: Endpoint) -> RiderRequest:
     required = _REQUIRED.get(endpoint)
     if required is not None and data.get(required) is None:
         raise values.missing(required)
-    form = _form(data, endpoint)
-    body = {name: value for name, value in data.items() if name not in (_STREAM, _OPTIONS)}
-    parse_body(body, endpoint)
-    return RiderRequest(model=model, body=body, form=form)
+    form = AnswerForm()
+    if endpoint in STREAMS:
+        form = _form(data)
+        data = {name: value for name, value in data.items() if name not in (_STREAM, _OPTIONS)}
+    parse_body(data, endpoint)
+    return RiderRequest(model=model, body=data, form=form)
 
 
 def request_schema(endpoint: Endpoint) -> dict[str, Any]:
@@ -73,10 +75,8 @@ def request_schema(endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-def _form(data: Mapping[str, Any], endpoint: Endpoint) -> AnswerForm:
+def _form(data: Mapping[str, Any]) -> AnswerForm:
     is_streamed = values.boolean(_given(data), _STREAM)
-    if is_streamed and endpoint not in STREAMS:
-        raise values.unsupported(_STREAM, f"is not supported by {endpoint}")
     with_usage = _with_usage(data.get(_OPTIONS), is_streamed=is_streamed)
     return AnswerForm(is_streamed=is_streamed, with_usage=with_usage)
 

@@ -131,15 +131,16 @@ def test_a_chat_is_streamed_as_one_chunk(service: Service) -> None:
 
 def test_the_clients_own_accumulation_takes_the_streams(service: Service) -> None:
     with service.client.chat.completions.stream(model=MODEL, messages=HI, max_tokens=3) as chat:
-        for _ in chat:
-            continue
-        assert len(chat.get_final_completion().choices[0].message.content or "") == 3
+        kinds = {event.type for event in chat}
+        assert len(chat.current_completion_snapshot.choices[0].message.content or "") == 3
+    assert {"chunk", "content.done"} <= kinds
     asked: dict[str, Any] = {"model": MODEL, "input": "hi", "max_output_tokens": 16}
     with service.client.responses.stream(**asked) as events:
-        kinds = [event.type for event in events]
-        assert len(events.get_final_response().output_text) == 16
-    assert kinds[0] == "response.created"
-    assert kinds[-1] == "response.incomplete"  # by its length
+        told = list(events)
+    (done,) = [event for event in told if event.type == "response.output_text.done"]
+    assert len(done.text) == 16
+    assert told[0].type == "response.created"
+    assert told[-1].type == "response.incomplete"  # by its length
 
 
 def test_a_stream_is_events_and_ends_as_one(service: Service) -> None:
