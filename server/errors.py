@@ -29,7 +29,7 @@ from jobs.errors import (
 from jobs.openai import ErrorBody, ErrorEnvelope
 from server import refusals
 from server.pace import StalledBodyError
-from server.waiting_room import CrowdedError, WaitOverError
+from server.waiting_room import CrowdedError, StoppingError, WaitOverError
 
 _INVALID: Final = "invalid_request_error"
 _SERVER: Final = "server_error"
@@ -61,6 +61,7 @@ _ANSWERS: Final[Mapping[type[Exception], _Answer]] = {
     CrowdedError: _Answer(status=429, type="requests"),
     LedgerError: _Answer(status=503, type=_SERVER),
     SQLAlchemyError: _Answer(status=503, type=_SERVER),
+    StoppingError: _Answer(status=503, type=_SERVER),
     WaitOverError: _Answer(status=504, type=_SERVER),
 }
 

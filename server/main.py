@@ -1,5 +1,6 @@
 """Starts the HTTP server of one process, with its log; supervision is someone else's."""
 
+import contextlib
 import logging
 import sys
 from typing import Final
@@ -10,10 +11,12 @@ import uvicorn
 from jobs.settings import Settings
 from server.app import create_app
 from server.connection import connection_class
+from server.stopping import Server
 
 # Longer than clients keep a connection: the side that is sending must be the one that closes.
 _KEEP_ALIVE_S: Final = 75
 _SHUTDOWN_S: Final = 10
+_NOT_STARTED_STATUS: Final = 3
 
 
 def run(settings: Settings) -> None:
@@ -27,7 +30,7 @@ def run(settings: Settings) -> None:
     if settings.redis_url is None:
         log.warning("no FREIGHT_REDIS_URL: batches are recorded, but nobody is rung for them")
     log.info("serving", host=settings.host, port=settings.port, state_dir=str(settings.state_dir))
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
         port=settings.port,
@@ -38,6 +41,11 @@ def run(settings: Settings) -> None:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
+    server = Server(config)
+    with contextlib.suppress(KeyboardInterrupt):  # raised again when it has stopped for one
+        server.run()
+    if not server.started:
+        sys.exit(_NOT_STARTED_STATUS)
 
 
 if __name__ == "__main__":

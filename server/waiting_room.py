@@ -28,6 +28,10 @@ class CrowdedError(RequestError):
     """Too many wait already; later there will be room."""
 
 
+class StoppingError(RequestError):
+    """The server is about to stop; when it is there again there will be an answer."""
+
+
 class WaitOverError(RequestError):
     """No answer within the time that a rider waits."""
 
@@ -46,6 +50,7 @@ class WaitingRoom:
         self._party_riders = party_riders
         self._server_id = f"server_{secrets.token_hex(16)}"
         self._num_places = 0
+        self._is_closing = False
         self._waiting: dict[str, asyncio.Future[RiderAnswer]] = {}
         self._arrived: list[Rider] = []
         self._left: list[str] = []
@@ -63,7 +68,9 @@ class WaitingRoom:
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Hold one of the places, from before a body is read. Raises CrowdedError."""
+        """Hold one of the places, from before a body is read. Raises CrowdedError, StoppingError."""
+        if self._is_closing:
+            raise _stopping()
         if self._num_places >= self._max_riders:
             raise CrowdedError(
                 f"{self._num_places} requests wait for their answers already. The limit is "
@@ -91,7 +98,7 @@ class WaitingRoom:
         return rider.id
 
     async def answer_to(self, rider_id: str) -> RiderAnswer:
-        """Raises WaitOverError, or what the ledger raised."""
+        """Raises WaitOverError, StoppingError, or what the ledger raised."""
         try:
             async with asyncio.timeout(self._wait_s):
                 return await self._waiting[rider_id]
@@ -108,6 +115,13 @@ class WaitingRoom:
         self._left.append(rider_id)
         if answer.cancelled() or not answer.done():
             self._news.set()  # its rows are in others' way
+
+    def dismiss(self) -> None:
+        """Before the server stops: who waits, or comes now, is told to come again."""
+        self._is_closing = True
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(_stopping())
 
     async def _attend(self) -> None:
         pause_s = _SHORTEST_S
@@ -155,3 +169,7 @@ class WaitingRoom:
         waiting = self._waiting.get(rider_id)
         if waiting is not None and not waiting.done():
             waiting.set_exception(error)
+
+
+def _stopping() -> StoppingError:
+    return StoppingError("The server is about to stop. Try again in a moment.")

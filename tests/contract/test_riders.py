@@ -351,14 +351,16 @@ def test_who_goes_away_takes_the_rider_along(patient: Running) -> None:
     wait_until(lambda: num_rows(patient) == 0)
 
 
-def test_a_server_that_stops_leaves_no_rider_behind(
+def test_a_server_that_stops_tells_its_riders_and_leaves_none_behind(
     tmp_path: Path, contract_redis_url: str
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
         with server_alone(tmp_path, contract_redis_url) as running:
             asking = pool.submit(httpx2.post, f"{running.url}{CHAT}", json=TINY, timeout=60)
             wait_until(lambda: num_rows(running) == 1)
-        assert isinstance(asking.exception(), httpx2.HTTPError)
+        answer = asking.result()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "about to stop" in str(error_of(answer)["message"])
     assert num_rows(running) == 0
 
 
