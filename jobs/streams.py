@@ -63,8 +63,14 @@ def _response(body: Body, _with_usage: bool) -> Iterator[str]:  # noqa: FBT001 -
 def _response_events(body: Body) -> Iterator[tuple[str, dict[str, Any]]]:
     (message,) = body["output"]
     (part,) = message["content"]
-    begun = {"status": "in_progress", "output": [], "usage": None, "completed_at": None}
-    response = {**body, **begun, "incomplete_details": None}
+    response = {
+        **body,
+        "status": "in_progress",
+        "output": [],
+        "usage": None,
+        "completed_at": None,
+        "incomplete_details": None,
+    }
     item = {"output_index": 0}
     place = {**item, "item_id": message["id"], "content_index": 0}
     yield "response.created", {"response": response}

@@ -165,7 +165,8 @@ class BlockWorker(LeasedWorker):
 
     def _has_riders_first(self) -> bool:
         with self.despite_lost_redis():
-            return has_riders_first(self.queue)
+            if has_riders_first(self.queue):
+                return True
         return False
 
     def _sweep(self) -> None:

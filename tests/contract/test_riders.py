@@ -39,6 +39,7 @@ TINY: dict[str, Any] = {"model": MODEL, "messages": HI}
 JSON = {"content-type": "application/json"}
 WHOLE: dict[str, Any] = {"model": "m", "messages": HI, "prompt": "x", "input": "x"}
 NAMES = sorted({each.name for table in PARAMETERS.values() for each in table} | {"odd"})
+NOTHING = {"name": "x", "schema": {"not": {}}}
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
@@ -117,7 +118,10 @@ def test_a_chat_is_streamed_as_one_chunk(service: Service) -> None:
     ]
     assert [each.finish_reason for each in chunk.choices] == ["length", "length"]
     assert chunk.choices[0].delta.role == "assistant"
-    assert chunk.choices[0].logprobs == plain.choices[0].logprobs
+    scores, asked_plainly = chunk.choices[0].logprobs, plain.choices[0].logprobs
+    assert scores is not None
+    assert asked_plainly is not None
+    assert scores.model_dump() == asked_plainly.model_dump()
     assert chunk.usage is None
     told = list(
         service.client.chat.completions.create(
@@ -183,7 +187,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": [{"role": "user", "content": "refuse me"}]}),
     (CHAT, {"messages": [{"role": "nobody", "content": "x"}]}),
     (CHAT, {"tools": [CITY]}),
-    (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}),
+    (CHAT, {"response_format": {"type": "json_schema", "json_schema": NOTHING}}),
     (COMPLETIONS, {"prompt": "x" * 300}),
     (COMPLETIONS, {"prompt": [1_000]}),
     (COMPLETIONS, {"suffix": "x"}),

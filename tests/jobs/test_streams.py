@@ -33,7 +33,7 @@ def told(body: dict[str, Any], endpoint: Endpoint, *, with_usage: bool = False) 
     """The events' data; what follows `event: ` is the type that the data has."""
     *events, rest = stream_text(body, endpoint, with_usage=with_usage).split("\n\n")
     assert rest == ""
-    found = []
+    found: list[Any] = []
     for event in events:
         name, _, data = event.partition("data: ")
         found.append(data if data == "[DONE]" else json.loads(data))
