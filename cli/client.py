@@ -21,9 +21,10 @@ _LONGEST_POLL_S: Final = 2.0
 _MAX_RETRIES: Final = 5  # a server that restarts is back within them
 
 
-def connect(url: str) -> OpenAI:
-    """A client of the server at `url`; Freight asks for no key, the client insists on one."""
-    return OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key="none", max_retries=_MAX_RETRIES)
+def connect(url: str, *, api_key: str | None = None) -> OpenAI:
+    """A client of the server at `url`. It insists on a key, also where the server asks for none."""
+    base_url = f"{url.rstrip('/')}/v1"
+    return OpenAI(base_url=base_url, api_key=api_key or "none", max_retries=_MAX_RETRIES)
 
 
 def send(client: OpenAI, path: Path) -> Batch:

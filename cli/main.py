@@ -10,6 +10,7 @@ import typer
 from cli.console import say
 from cli.demo import demo
 from cli.errors import StartError
+from cli.keys import keys
 from cli.plan import plan
 from cli.profile import profile
 from cli.roles import healthy, intake, server, worker
@@ -21,6 +22,7 @@ from engine.errors import EngineError
 from jobs.errors import FreightError, SettingsError
 
 _COMMANDS: Final = (serve, run, submit, demo, profile, plan, server, intake, worker, healthy)
+_GROUPS: Final = {"keys": keys}
 # What would only fail again in the same way; the supervisor does not start such a child twice.
 _WRONG_FROM_THE_START: Final = (SettingsError, StartError, EngineError)
 
@@ -44,6 +46,8 @@ def _build() -> typer.Typer:
     built.callback()(_options)
     for command in _COMMANDS:
         built.command()(command)
+    for name, group in _GROUPS.items():
+        built.add_typer(group, name=name)
     return built
 
 

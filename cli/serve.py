@@ -64,7 +64,7 @@ def serve(
         trace_file=trace,
     )
     with contextlib.suppress(KeyboardInterrupt), running(settings) as freight:
-        say(_ready_text(freight.url))
+        say(_ready_text(freight.url, has_keys=freight.has_keys))
         while True:
             freight.check()
             time.sleep(POLL_S)
@@ -75,6 +75,7 @@ class Running:
     """Freight at work; `check` is to be called now and then, it restarts what died."""
 
     url: str
+    has_keys: bool
     check: Callable[[], None]
 
 
@@ -91,6 +92,7 @@ def running(settings: Settings) -> Iterator[Running]:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     settings = dataclasses.replace(settings, model=str(find_model(settings)))
+    has_keys = _has_keys(settings)
     _check_address(settings)
     with contextlib.ExitStack() as stack:
         if settings.redis_url is None:
@@ -111,7 +113,7 @@ def running(settings: Settings) -> Iterator[Running]:
         say(f"loading {settings.model}")
         supervisor.start()
         supervisor.await_ready()
-        yield Running(url=_url(settings), check=supervisor.check)
+        yield Running(url=_url(settings), has_keys=has_keys, check=supervisor.check)
         say("stopping")
 
 
@@ -119,7 +121,7 @@ def _child_environment(settings: Settings) -> dict[str, str]:
     """Passed on, not read: children need PATH, HOME and the like, and `settings` as they are."""
     passed = os.environ.items()  # noqa: TID251
     others = {name: value for name, value in passed if not name.startswith("FREIGHT_")}
-    return {**others, **settings.to_environment()}
+    return {**others, **dataclasses.replace(settings, api_key=None).to_environment()}
 
 
 def roles(settings: Settings) -> tuple[Role, ...]:
@@ -159,6 +161,15 @@ def _server_probe(settings: Settings) -> Callable[[int], bool]:
     return answers
 
 
+def _has_keys(settings: Settings) -> bool:
+    """Raises SettingsError where anybody could use the server: said before anything is started."""
+    from jobs.ledger.ledger import Ledger  # noqa: PLC0415 (sqlalchemy is slow to import)
+    from server.exposure import check_exposure  # noqa: PLC0415
+
+    with contextlib.closing(Ledger.open(settings.ledger_url)) as ledger:
+        return check_exposure(settings, ledger.keys)
+
+
 def _check_address(settings: Settings) -> None:
     """Refuse a taken port at once; the server would only say so after some restarts."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -178,13 +189,12 @@ def _url(settings: Settings) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
-def _ready_text(url: str) -> str:
+def _ready_text(url: str, *, has_keys: bool) -> str:
     submit = shlex.join([*_own_command(), "submit", "requests.jsonl", "--url", url])
-    return (
-        f"\nFreight is ready at {url}/v1 (Ctrl-C stops it)\n"
-        f"  {submit}\n"
-        f'  python: OpenAI(base_url="{url}/v1", api_key="none")\n'
-    )
+    told = f'python: OpenAI(base_url="{url}/v1", api_key="none"); no API key is asked for'
+    if has_keys:
+        told = f'python: OpenAI(base_url="{url}/v1", api_key=...); submit takes FREIGHT_API_KEY'
+    return f"\nFreight is ready at {url}/v1 (Ctrl-C stops it)\n  {submit}\n  {told}\n"
 
 
 def _own_command() -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import typer
 
 from cli.console import progress_bar, say
 from cli.result_files import ResultPaths
+from jobs.settings import Settings
 
 if TYPE_CHECKING:  # the client is slow to import, and only commands that talk need it
     from openai import OpenAI
@@ -24,14 +25,17 @@ def submit(
         Path | None, typer.Option(help="Output file; errors go beside it. [FILE.output.jsonl]")
     ] = None,
 ) -> None:
-    """Send FILE to a server as a batch, follow it, download the results. 0 if all succeeded."""
+    """Send FILE to a server as a batch, follow it, download the results. 0 if all succeeded.
+
+    Where the server asks for a key, FREIGHT_API_KEY is shown to it.
+    """
     import openai  # noqa: PLC0415 (slow to import)
 
     from cli.client import connect  # noqa: PLC0415
 
     results = ResultPaths.beside(file, out)
     try:
-        with connect(url) as client:
+        with connect(url, api_key=Settings.from_environment().api_key) as client:
             complete = submit_and_fetch(client, file, results)
     except openai.APIConnectionError:
         say(f"error: nothing answers at {url}; start it with `freight serve`, or give --url")

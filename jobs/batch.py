@@ -7,6 +7,8 @@ import types
 from collections.abc import Mapping
 from typing import Final
 
+from jobs.tenant import DEFAULT_TENANT
+
 SNAPSHOT_PREFIX: Final = "input-"
 
 
@@ -110,6 +112,9 @@ class Batch:
     cancelled_at: int | None = None
     request_counts: RequestCounts = dataclasses.field(default_factory=RequestCounts)
     usage: TokenUsage = dataclasses.field(default_factory=TokenUsage)
+    tenant: str = DEFAULT_TENANT
+    max_enqueued_lines: int | None = None
+    """As its maker's key allowed: lines of the tenant on the queue, while it adds to them."""
 
     @property
     def input_blob(self) -> str:

@@ -7,7 +7,9 @@ FreightError
     ├── InvalidRequestError  the request itself is wrong
     ├── NotFoundError        no such object
     ├── ConflictError        the object's state forbids it
-    └── TooLargeError        over a stated limit
+    ├── TooLargeError        over a stated limit
+    └── RateLimitError       too much of it for now: retry_after_s
+        └── QuotaError         and until its caller makes room
 """
 
 
@@ -47,3 +49,22 @@ class ConflictError(RequestError):
 
 class TooLargeError(RequestError):
     """Over a stated limit."""
+
+
+class RateLimitError(RequestError):
+    """Too much of it for now; in `retry_after_s` it is allowed again, None: waiting helps nothing."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.retry_after_s = retry_after_s
+
+
+class QuotaError(RateLimitError):
+    """What is kept for the caller has grown to its limit; it has to make room first."""

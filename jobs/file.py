@@ -4,6 +4,8 @@ import dataclasses
 import enum
 import secrets
 
+from jobs.tenant import DEFAULT_TENANT
+
 
 class Purpose(enum.StrEnum):
     """What an upload may be for, and `BATCH_OUTPUT` for the result files that Freight writes."""
@@ -33,6 +35,7 @@ class File:
     num_bytes: int
     created_at: int
     expires_at: int | None
+    tenant: str = DEFAULT_TENANT
 
 
 def new_file_id() -> str:

@@ -42,6 +42,14 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def parse_flag(text: str) -> bool:
+    """`"true"` or `"1"`, `"false"` or `"0"`, in letters of any size. Raises ValueError."""
+    flags = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in flags:
+        raise ValueError("write true or false")
+    return flags[text.lower()]
+
+
 def _default_state_dir(environment: Mapping[str, str]) -> Path:
     base = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "freight"
@@ -59,6 +67,10 @@ class Settings:
     """The doorbell. None: `freight serve` starts an embedded Valkey on loopback."""
     host: str = "127.0.0.1"
     port: int = 8000
+    allow_keyless: bool = False
+    """Whether the server may listen beyond loopback while there is no API key."""
+    api_key: str | None = dataclasses.field(default=None, repr=False)
+    """What `freight submit` shows the server. No role needs it."""
 
     model: str | None = None
     """A checkpoint: safetensors folder, GGUF file, or a name under `<state_dir>/models`."""
@@ -164,6 +176,8 @@ class Settings:
 def _reader(name: str, annotation: object) -> Callable[[str], object]:
     if name.endswith("_bytes"):
         return parse_bytes
+    if annotation is bool:
+        return parse_flag
     for kind in (int, float, Path, ComputeDtype, str):
         if annotation is kind or kind in typing.get_args(annotation):
             return kind

@@ -6,6 +6,7 @@ import secrets
 from typing import Final
 
 from jobs.file import Purpose
+from jobs.tenant import DEFAULT_TENANT
 
 UPLOAD_LIFETIME_S: Final = 3_600
 MAX_PART_BYTES: Final = 64 * 2**20
@@ -41,6 +42,7 @@ class Upload:
     file_id: str | None = None
     part_ids: tuple[str, ...] = ()
     """The parts that the file was made of, in its order; empty until it is."""
+    tenant: str = DEFAULT_TENANT
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

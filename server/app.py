@@ -4,18 +4,18 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from jobs.ledger.ledger import Ledger
 from jobs.openai import ErrorEnvelope
 from jobs.settings import Settings
 from jobs.stores import STORES
 from server.bell import Bell
-from server.deps import Services
+from server.deps import Services, asked_for_a_key
 from server.errors import install_handlers
 from server.pace import Pace
 from server.request_log import RequestLog
-from server.routes import ROUTES
+from server.routes import OPEN_ROUTES, ROUTES
 from server.waiting_room import WaitingRoom
 
 
@@ -55,8 +55,11 @@ def create_app(settings: Settings) -> FastAPI:
         responses={"4XX": {"model": ErrorEnvelope}, "5XX": {"model": ErrorEnvelope}},
     )
     for router in ROUTES:
+        app.include_router(router, dependencies=[Depends(asked_for_a_key)])
+    for router in OPEN_ROUTES:
         app.include_router(router)
-    install_handlers(app, [route for router in ROUTES for route in router.routes])
+    routers = (*ROUTES, *OPEN_ROUTES)
+    install_handlers(app, [route for router in routers for route in router.routes])
     app.add_middleware(Pace, stall_s=settings.client_stall_s)
     app.add_middleware(RequestLog)
     return app

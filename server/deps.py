@@ -3,18 +3,25 @@
 import dataclasses
 from typing import Annotated, Final
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from jobs.errors import TooLargeError
 from jobs.ledger.ledger import Ledger
 from jobs.settings import Settings
 from jobs.stores.base import FileStore
-from server import refusals
+from jobs.tenant import Caller
+from server import auth, refusals
 from server.bell import Bell
 from server.waiting_room import WaitingRoom
 
 _MAX_JSON_BYTES: Final = 2**20
 _JSON: Final = "application/json"
+_BEARER: Final = HTTPBearer(
+    scheme_name="key",
+    description="A key of `freight keys create`. As long as there is none, anything or nothing.",
+    auto_error=False,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +43,23 @@ def _services(request: Request) -> Services:
 _ServicesDep = Annotated[Services, Depends(_services)]
 
 
-def _ledger(services: _ServicesDep) -> Ledger:
+def asked_for_a_key(
+    services: _ServicesDep,
+    shown: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+) -> Caller:
+    """Raises UnauthorizedError."""
+    secret = None if shown is None else shown.credentials.strip()
+    return auth.caller_of(secret, services.ledger.keys)
+
+
+CallerDep = Annotated[Caller, Depends(asked_for_a_key)]
+
+
+def _ledger(services: _ServicesDep, caller: CallerDep) -> Ledger:
+    return services.ledger.seen_by(caller)
+
+
+def _whole_ledger(services: _ServicesDep) -> Ledger:
     return services.ledger
 
 
@@ -75,6 +98,9 @@ async def read_json_body(request: Request, *, max_bytes: int) -> bytes:
 
 
 LedgerDep = Annotated[Ledger, Depends(_ledger)]
+"""As the caller sees it: another tenant's files, uploads and batches are not in it."""
+WholeLedgerDep = Annotated[Ledger, Depends(_whole_ledger)]
+"""Everybody's, for routes that show nothing of anybody."""
 FilesDep = Annotated[FileStore, Depends(_files)]
 BellDep = Annotated[Bell, Depends(_bell)]
 SettingsDep = Annotated[Settings, Depends(_settings)]

@@ -23,17 +23,20 @@ from jobs.errors import (
     InvalidRequestError,
     LedgerError,
     NotFoundError,
+    QuotaError,
+    RateLimitError,
     RequestError,
     TooLargeError,
 )
 from jobs.openai import ErrorBody, ErrorEnvelope
 from server import refusals
+from server.auth import UnauthorizedError
 from server.pace import StalledBodyError
-from server.waiting_room import CrowdedError, StoppingError, WaitOverError
+from server.waiting_room import StoppingError, WaitOverError
 
 _INVALID: Final = "invalid_request_error"
 _SERVER: Final = "server_error"
-_RETRIED_AFTER_S: Final[Mapping[int, str]] = {429: "5", 503: "1"}
+_MAX_RETRY_AFTER_S: Final = 120
 
 
 class RangeError(RequestError):
@@ -52,13 +55,15 @@ class _Answer:
 
 _ANSWERS: Final[Mapping[type[Exception], _Answer]] = {
     InvalidRequestError: _Answer(status=400),
+    UnauthorizedError: _Answer(status=401),
     NotFoundError: _Answer(status=404),
     StalledBodyError: _Answer(status=408),
     ConflictError: _Answer(status=409),
     TooLargeError: _Answer(status=413),
     refusals.ContentTypeError: _Answer(status=415),
     RangeError: _Answer(status=416),
-    CrowdedError: _Answer(status=429, type="requests"),
+    RateLimitError: _Answer(status=429, type="requests"),
+    QuotaError: _Answer(status=429, type="insufficient_quota"),
     LedgerError: _Answer(status=503, type=_SERVER),
     SQLAlchemyError: _Answer(status=503, type=_SERVER),
     StoppingError: _Answer(status=503, type=_SERVER),
@@ -87,8 +92,8 @@ def envelope(
 
 
 def _advice(status: int) -> Mapping[str, str]:
-    if status in _RETRIED_AFTER_S:
-        return {"retry-after": _RETRIED_AFTER_S[status]}
+    if status == 503:
+        return {"retry-after": "1"}
     # Who was not answered in time would only wait as long once more.
     is_permanent = (status < 500 and status != 408) or status == 504
     return no_retry() if is_permanent else {}
@@ -118,20 +123,32 @@ def install_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 def _on_refusal(request: Request, error: Exception) -> Response:
     answer = next(_ANSWERS[kind] for kind in type(error).__mro__ if kind in _ANSWERS)
     if isinstance(error, RequestError):
-        headers = {}
-        if isinstance(error, RangeError):
-            headers["content-range"] = f"bytes */{error.num_bytes}"
         return envelope(
             answer.status,
             error.message,
             kind=answer.type,
             param=error.param,
             code=error.code,
-            headers=headers,
+            headers=_headers_of(error),
         )
     structlog.get_logger().error("ledger unusable", error=str(error))
     message = str(error) if isinstance(error, FreightError) else "The ledger cannot be used now."
     return envelope(answer.status, message, kind=answer.type)
+
+
+def _headers_of(error: RequestError) -> Mapping[str, str]:
+    match error:
+        case RangeError():
+            return {"content-range": f"bytes */{error.num_bytes}"}
+        case UnauthorizedError():
+            return {"www-authenticate": "Bearer"}
+        case RateLimitError(retry_after_s=wait_s):
+            # Told to wait for longer than that, clients would only fail later.
+            passes = wait_s is not None and wait_s <= _MAX_RETRY_AFTER_S
+            told_s = wait_s if passes else _MAX_RETRY_AFTER_S
+            return {"retry-after": str(told_s), "x-should-retry": str(passes).lower()}
+        case _:
+            return {}
 
 
 def _on_wrong_parameter(request: Request, error: RequestValidationError) -> Response:

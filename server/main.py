@@ -8,9 +8,11 @@ from typing import Final
 import structlog
 import uvicorn
 
+from jobs.ledger.ledger import Ledger
 from jobs.settings import Settings
 from server.app import create_app
 from server.connection import connection_class
+from server.exposure import check_exposure
 from server.stopping import Server
 
 # Longer than clients keep a connection: the side that is sending must be the one that closes.
@@ -20,7 +22,12 @@ _NOT_STARTED_STATUS: Final = 3
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM; running requests get some seconds to finish."""
+    """Serve until SIGINT or SIGTERM; running requests get some seconds to finish.
+
+    Raises SettingsError rather than be open to others without a key.
+    """
+    with contextlib.closing(Ledger.open(settings.ledger_url)) as ledger:
+        has_keys = check_exposure(settings, ledger.keys)
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -29,6 +36,8 @@ def run(settings: Settings) -> None:
     log = structlog.get_logger()
     if settings.redis_url is None:
         log.warning("no FREIGHT_REDIS_URL: batches are recorded, but nobody is rung for them")
+    if not has_keys:
+        log.warning("no API key was made yet: whoever reaches this server may use it")
     log.info("serving", host=settings.host, port=settings.port, state_dir=str(settings.state_dir))
     config = uvicorn.Config(
         create_app(settings),

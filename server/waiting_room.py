@@ -15,17 +15,14 @@ import structlog
 from starlette.concurrency import run_in_threadpool
 
 from jobs.batch import Endpoint
-from jobs.errors import RequestError
+from jobs.errors import RateLimitError, RequestError
 from jobs.ledger.ledger import Ledger
 from jobs.rider import Rider, RiderAnswer, new_party_id, new_rider_id
 from server.bell import Bell
 
 _SHORTEST_S: Final = 0.01
 _LONGEST_S: Final = 0.25
-
-
-class CrowdedError(RequestError):
-    """Too many wait already; later there will be room."""
+_RETRY_AFTER_S: Final = 5
 
 
 class StoppingError(RequestError):
@@ -68,14 +65,15 @@ class WaitingRoom:
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Hold one of the places, from before a body is read. Raises CrowdedError, StoppingError."""
+        """Hold one of the places, from before a body is read. Raises RateLimitError, StoppingError."""
         if self._is_closing:
             raise _stopping()
         if self._num_places >= self._max_riders:
-            raise CrowdedError(
+            raise RateLimitError(
                 f"{self._num_places} requests wait for their answers already. The limit is "
                 f"{self._max_riders}. Try again later, or put the requests into a batch.",
                 code="rate_limit_exceeded",
+                retry_after_s=_RETRY_AFTER_S,
             )
         self._num_places += 1
         try:

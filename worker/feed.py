@@ -1,6 +1,6 @@
 """Batches take turns: only some shards of each are on the queue; when one is done the next goes on.
 
-Knows which shards are due, nothing of what is in them.
+Whose turn it is, the ledger says (`jobs.ledger.turns`); of what is in shards nothing is known.
 """
 
 from jobs.ledger.ledger import Ledger

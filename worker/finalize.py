@@ -142,6 +142,7 @@ def _write(
             num_bytes=context.store.size(file_id),
             created_at=now,
             expires_at=now + (expiry.seconds if expiry else BATCH_FILE_LIFETIME_S),
+            tenant=batch.tenant,
         )
     )
     return file_id

@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, select, update
 
 from jobs.batch import (
     NEXT_STATUSES,
@@ -20,40 +20,59 @@ from jobs.batch import (
 from jobs.errors import ConflictError, NotFoundError
 from jobs.ledger.database import Database
 from jobs.ledger.files import Page, is_id, position_of
+from jobs.ledger.scope import WHOLE, Scope
 from jobs.ledger.tables import batches, idempotency_keys, lines, results
+from jobs.ledger.usage import check_batches_per_hour
 from jobs.line import Outcome
+from jobs.tenant import DEFAULT_TENANT
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class IdempotencyKey:
-    """A client's own name for one wish, and the digest of the wish."""
+    """A client's own name for one wish, and the digest of the wish. Each tenant has its own."""
 
     key: str
     digest: str
 
 
 class BatchRecords:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, scope: Scope = WHOLE) -> None:
         self._database = database
+        self._scope = scope
+        self._owned = scope.owns(batches)
+        self._tenant = scope.owner_of_new(DEFAULT_TENANT)
 
     def add(self, batch: Batch, *, key: IdempotencyKey | None = None) -> bool:
-        """False, and nothing written, if the key stands for a batch already."""
-        with self._database.writing() as connection:
-            if key is not None and _keyed(connection, key) is not None:
+        """False, and nothing written, if the key stands for a batch already. The batch is the
+        scope's, if that is one tenant's, and under its caller's limits. Raises RateLimitError.
+        """
+        with self._database.writing(alone=self._scope.tenant) as connection:
+            if key is not None and _keyed(connection, key, self._tenant) is not None:
                 return False
-            connection.execute(insert(batches).values(**_row(batch)))
+            check_batches_per_hour(connection, self._scope.caller)
+            connection.execute(insert(batches).values(**_row(self._claimed(batch))))
             if key is not None:
                 connection.execute(
                     insert(idempotency_keys).values(
-                        key=key.key, digest=key.digest, batch_id=batch.id
+                        tenant=self._tenant,
+                        key=key.key,
+                        digest=key.digest,
+                        batch_id=batch.id,
                     )
                 )
             return True
 
+    def _claimed(self, batch: Batch) -> Batch:
+        caller = self._scope.caller
+        if caller is None:
+            return batch
+        limit = caller.limits.enqueued_lines
+        return dataclasses.replace(batch, tenant=caller.tenant, max_enqueued_lines=limit)
+
     def of_key(self, key: IdempotencyKey) -> Batch | None:
         """The batch that the key stands for. Raises ConflictError if it asked for another one."""
         with self._database.reading() as connection:
-            found = _keyed(connection, key)
+            found = _keyed(connection, key, self._tenant)
             if found is None:
                 return None
             if found.digest != key.digest:
@@ -61,26 +80,28 @@ class BatchRecords:
                     f"The idempotency key '{key.key}' was used with other parameters before.",
                     code="idempotency_key_reused",
                 )
-            return read_batch(connection, found.batch_id)
+            return read_batch(connection, found.batch_id, owned=self._owned)
 
     def get(self, batch_id: str) -> Batch:
         """Raises NotFoundError."""
         with self._database.reading() as connection:
-            return read_batch(connection, batch_id)
+            return read_batch(connection, batch_id, owned=self._owned)
 
     def page(self, *, limit: int, after: str | None = None) -> Page[Batch]:
         """Newest first. Raises InvalidRequestError for an `after` that never existed."""
-        query = select(batches).order_by(batches.c.seq.desc())
+        query = select(batches).where(self._owned).order_by(batches.c.seq.desc())
         with self._database.reading() as connection:
             if after is not None:
-                query = query.where(batches.c.seq < position_of(connection, batches, after))
+                position = position_of(connection, batches, after, owned=self._owned)
+                query = query.where(batches.c.seq < position)
             rows = connection.execute(query.limit(limit + 1)).all()
             found = [_batch(connection, row) for row in rows[:limit]]
         return Page(items=found, has_more=len(rows) > limit)
 
     def with_status(self, statuses: Collection[BatchStatus]) -> list[Batch]:
         """All batches now in one of the statuses, oldest first."""
-        query = select(batches).where(batches.c.status.in_(statuses)).order_by(batches.c.seq)
+        query = select(batches).where(batches.c.status.in_(statuses), self._owned)
+        query = query.order_by(batches.c.seq)
         with self._database.reading() as connection:
             return [_batch(connection, row) for row in connection.execute(query).all()]
 
@@ -88,7 +109,7 @@ class BatchRecords:
         """The status alone, cheaply. Raises NotFoundError."""
         with self._database.reading() as connection:
             found = connection.execute(
-                select(batches.c.status).where(batches.c.id == batch_id)
+                select(batches.c.status).where(batches.c.id == batch_id, self._owned)
             ).scalar()
         if found is None:
             raise no_batch(batch_id)
@@ -96,7 +117,9 @@ class BatchRecords:
 
     def statuses(self, batch_ids: Collection[str]) -> dict[str, BatchStatus]:
         """The statuses of those of the batches that exist, in one look."""
-        query = select(batches.c.id, batches.c.status).where(batches.c.id.in_(batch_ids))
+        query = select(batches.c.id, batches.c.status).where(
+            batches.c.id.in_(batch_ids), self._owned
+        )
         with self._database.reading() as connection:
             return {row.id: BatchStatus(row.status) for row in connection.execute(query).all()}
 
@@ -120,6 +143,7 @@ class BatchRecords:
                 errors=errors,
                 output_file_id=output_file_id,
                 error_file_id=error_file_id,
+                owned=self._owned,
             )
 
 
@@ -136,11 +160,15 @@ def _row(batch: Batch) -> dict[str, Any]:
         "errors": [],
         "created_at": batch.created_at,
         "expires_at": batch.expires_at,
+        "tenant": batch.tenant,
+        "max_enqueued_lines": batch.max_enqueued_lines,
     }
 
 
-def _keyed(connection: Connection, key: IdempotencyKey) -> Row[Any] | None:
-    query = select(idempotency_keys).where(idempotency_keys.c.key == key.key)
+def _keyed(connection: Connection, key: IdempotencyKey, tenant: str) -> Row[Any] | None:
+    query = select(idempotency_keys).where(
+        idempotency_keys.c.tenant == tenant, idempotency_keys.c.key == key.key
+    )
     return connection.execute(query).one_or_none()
 
 
@@ -148,10 +176,11 @@ def no_batch(batch_id: str) -> NotFoundError:
     return NotFoundError(f"No batch found with id '{batch_id}'.", param="id")
 
 
-def read_batch(connection: Connection, batch_id: str) -> Batch:
+def read_batch(connection: Connection, batch_id: str, *, owned: ColumnElement[bool]) -> Batch:
     row = None
     if is_id(batch_id):
-        row = connection.execute(select(batches).where(batches.c.id == batch_id)).one_or_none()
+        query = select(batches).where(batches.c.id == batch_id, owned)
+        row = connection.execute(query).one_or_none()
     if row is None:
         raise no_batch(batch_id)
     return _batch(connection, row)
@@ -166,6 +195,7 @@ def advance_batch(
     errors: Iterable[LineFault] = (),
     output_file_id: str | None = None,
     error_file_id: str | None = None,
+    owned: ColumnElement[bool],
 ) -> bool:
     """The one writer of `status`: a compare-and-set over the table of legal transitions."""
     allowed = [status for status, following in NEXT_STATUSES.items() if to in following]
@@ -183,7 +213,7 @@ def advance_batch(
         values["error_file_id"] = error_file_id
     moved = connection.execute(
         update(batches)
-        .where(batches.c.id == batch_id, batches.c.status.in_(allowed))
+        .where(batches.c.id == batch_id, batches.c.status.in_(allowed), owned)
         .values(**values)
     )
     return moved.rowcount == 1

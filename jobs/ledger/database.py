@@ -5,12 +5,25 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event, insert, select
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Insert,
+    Table,
+    create_engine,
+    event,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.errors import LedgerError
+from jobs.ledger.migrations import migrate
 from jobs.ledger.tables import METADATA, SCHEMA_VERSION, schema
 
 _WRITES = "freight_writes"
@@ -44,14 +57,19 @@ class Database:
 
     def _lay_out(self) -> None:
         with self.writing() as connection:
-            METADATA.create_all(connection)
-            version = connection.execute(select(schema.c.version)).scalar()
-            if version is None:
-                connection.execute(insert(schema).values(version=SCHEMA_VERSION))
-            elif version != SCHEMA_VERSION:
+            schema.create(connection, checkfirst=True)
+            # Locked: of several that open an older ledger at once, one brings it up to date.
+            version = connection.execute(select(schema.c.version).with_for_update()).scalar()
+            if version is not None and version > SCHEMA_VERSION:
                 raise LedgerError(
                     f"the ledger has schema version {version}, this Freight knows {SCHEMA_VERSION}"
                 )
+            if version is not None and version < SCHEMA_VERSION:
+                migrate(connection, version)
+                connection.execute(update(schema).values(version=SCHEMA_VERSION))
+            METADATA.create_all(connection)
+            if version is None:
+                connection.execute(insert(schema).values(version=SCHEMA_VERSION))
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -59,8 +77,15 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self, *, alone: str | None = None) -> Iterator[Connection]:
+        """With a word in `alone`, no other transaction with that word runs meanwhile: what one
+        counts before it adds to it stays counted.
+        """
         with self._writer.begin() as connection:
+            # SQLite has one writer at a time anyway.
+            if alone is not None and self._engine.dialect.name == "postgresql":
+                word = func.hashtextextended(alone, 0)
+                connection.execute(select(func.pg_advisory_xact_lock(word)))
             yield connection
 
     def insert_or_ignore(self, table: Table) -> Insert:

@@ -6,23 +6,14 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any, Final, Generic, Literal, TypeVar
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Row,
-    Table,
-    and_,
-    func,
-    insert,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, Row, Table, func, insert, select, update
 
 from jobs.errors import InvalidRequestError, NotFoundError
 from jobs.file import File, Purpose
 from jobs.ledger.database import Database
+from jobs.ledger.scope import WHOLE, Scope
 from jobs.ledger.tables import files
+from jobs.ledger.usage import check_stored_bytes, is_live
 
 Item = TypeVar("Item")
 Order = Literal["asc", "desc"]
@@ -52,37 +43,50 @@ def no_file(file_id: str) -> NotFoundError:
     return NotFoundError(f"No such File object: {file_id}", param="id")
 
 
-def position_of(connection: Connection, table: Table, after: str) -> int:
+def position_of(
+    connection: Connection, table: Table, after: str, *, owned: ColumnElement[bool]
+) -> int:
     """Where a page begins. Raises InvalidRequestError for an `after` that never existed."""
     position = None
     if is_id(after):
-        position = connection.execute(select(table.c.seq).where(table.c.id == after)).scalar()
+        query = select(table.c.seq).where(table.c.id == after, owned)
+        position = connection.execute(query).scalar()
     if position is None:
         raise unknown_cursor(after)
     return int(position)
 
 
 class FileRecords:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, scope: Scope = WHOLE) -> None:
         self._database = database
+        self._scope = scope
+        self._owned = scope.owns(files)
 
     def add(self, file: File) -> None:
-        with self._database.writing() as connection:
-            connection.execute(insert(files).values(**dataclasses.asdict(file)))
+        """It is the scope's, if that is one tenant's. Raises QuotaError."""
+        with self._database.writing(alone=self._scope.tenant) as connection:
+            check_stored_bytes(connection, self._scope.caller, file.num_bytes)
+            connection.execute(insert(files).values(**self._row(file)))
+
+    def check_room(self) -> None:
+        """Raises QuotaError if not one byte more may be stored."""
+        with self._database.reading() as connection:
+            check_stored_bytes(connection, self._scope.caller, 1)
 
     def add_once(self, file: File) -> None:
         """Add the record unless its id is there: whoever writes a result file again adds no second."""
         with self._database.writing() as connection:
-            connection.execute(
-                self._database.insert_or_ignore(files).values(**dataclasses.asdict(file))
-            )
+            connection.execute(self._database.insert_or_ignore(files).values(**self._row(file)))
+
+    def _row(self, file: File) -> dict[str, Any]:
+        return dataclasses.asdict(file) | {"tenant": self._scope.owner_of_new(file.tenant)}
 
     def get(self, file_id: str) -> File:
         """Raises NotFoundError for unknown, deleted and expired files alike."""
         if not is_id(file_id):
             raise no_file(file_id)
         with self._database.reading() as connection:
-            query = select(files).where(files.c.id == file_id, _is_live())
+            query = select(files).where(files.c.id == file_id, self._owned, is_live())
             row = connection.execute(query).one_or_none()
         if row is None:
             raise no_file(file_id)
@@ -92,13 +96,13 @@ class FileRecords:
         self, *, limit: int, purpose: str | None = None, order: Order = "desc", after: str | None
     ) -> Page[File]:
         """Files by creation. Raises InvalidRequestError for an `after` that never existed."""
-        query = select(files).where(_is_live())
+        query = select(files).where(self._owned, is_live())
         query = query.order_by(files.c.seq.desc() if order == "desc" else files.c.seq.asc())
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
         with self._database.reading() as connection:
             if after is not None:
-                position = position_of(connection, files, after)
+                position = position_of(connection, files, after, owned=self._owned)
                 query = query.where(
                     files.c.seq < position if order == "desc" else files.c.seq > position
                 )
@@ -112,7 +116,7 @@ class FileRecords:
         with self._database.writing() as connection:
             done = connection.execute(
                 update(files)
-                .where(files.c.id == file_id, _is_live())
+                .where(files.c.id == file_id, self._owned, is_live())
                 .values(deleted_at=int(time.time()))
             )
         if done.rowcount == 0:
@@ -145,12 +149,6 @@ class FileRecords:
             )
 
 
-def _is_live() -> ColumnElement[bool]:
-    now = int(time.time())
-    unexpired = or_(files.c.expires_at.is_(None), files.c.expires_at > now)
-    return and_(files.c.deleted_at.is_(None), unexpired)
-
-
 def _file(row: Row[Any]) -> File:
     return File(
         id=row.id,
@@ -159,4 +157,5 @@ def _file(row: Row[Any]) -> File:
         num_bytes=row.num_bytes,
         created_at=row.created_at,
         expires_at=row.expires_at,
+        tenant=row.tenant,
     )

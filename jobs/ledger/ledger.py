@@ -15,11 +15,14 @@ from jobs.ledger.batches import BatchRecords
 from jobs.ledger.database import Database
 from jobs.ledger.files import FileRecords
 from jobs.ledger.groups import GroupRecords
+from jobs.ledger.keys import KeyRecords
 from jobs.ledger.lines import LineRecords
 from jobs.ledger.riders import RiderRecords
+from jobs.ledger.scope import WHOLE, Scope
 from jobs.ledger.tables import models
 from jobs.ledger.uploads import UploadRecords
 from jobs.stores.base import FileStore
+from jobs.tenant import Caller
 from jobs.values import shown
 
 _ASKED_AT_ONCE: Final = 500
@@ -66,22 +69,32 @@ def no_model(model_id: str) -> NotFoundError:
 
 
 class Ledger:
-    """Open once a process; safe from several threads and processes. Close when done."""
+    """Open once a process; safe from several threads and processes. Close when done.
 
-    def __init__(self, database: Database) -> None:
+    Opened, it is the whole of it. What a caller is shown is a view: `seen_by`.
+    """
+
+    def __init__(self, database: Database, scope: Scope = WHOLE) -> None:
         self._database = database
-        self.files = FileRecords(database)
-        self.batches = BatchRecords(database)
+        self.files = FileRecords(database, scope)
+        self.batches = BatchRecords(database, scope)
+        self.uploads = UploadRecords(database, scope)
         self.lines = LineRecords(database)
         self.groups = GroupRecords(database)
         self.models = ModelRecords(database)
-        self.uploads = UploadRecords(database)
         self.riders = RiderRecords(database)
+        self.keys = KeyRecords(database)
 
     @classmethod
     def open(cls, url: str) -> "Ledger":
         """Raises LedgerError."""
         return cls(Database.open(url))
+
+    def seen_by(self, caller: Caller) -> "Ledger":
+        """The same ledger with the files, uploads and batches of the caller's tenant alone: others'
+        are as if they had never been, and what is added is the tenant's, within the caller's limits.
+        """
+        return Ledger(self._database, Scope(caller=caller))
 
     def close(self) -> None:
         self._database.close()

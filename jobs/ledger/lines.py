@@ -1,27 +1,22 @@
 """The ledger's lines, shards and results: written once each, the first result of a line wins."""
 
-import enum
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, exists, insert, select, true, update
 
 from jobs.batch import BatchStatus
 from jobs.ledger.batches import advance_batch
 from jobs.ledger.database import Database
 from jobs.ledger.groups import insert_groups
 from jobs.ledger.tables import batches, lines, results, shards
+from jobs.ledger.turns import ShardState, next_shards
 from jobs.line import LineRecord, Outcome, ResultRecord, unrun_result
 from jobs.line_group import LineGroup
 
 _INSERT_ROWS = 2_000
 _READ_ROWS = 500
-
-
-class ShardState(enum.StrEnum):
-    WAITING = "waiting"  # cut, not on the queue
-    QUEUED = "queued"  # a doorbell was rung for it, or is about to be
-    DONE = "done"  # every line of it has a result
+_TURNS = "turns"
 
 
 class LineRecords:
@@ -41,7 +36,8 @@ class LineRecords:
         those that cannot, and `validating` to `in_progress`. False, and nothing written, if the batch moved meanwhile.
         """
         with self._database.writing() as connection:
-            if not advance_batch(connection, batch_id, BatchStatus.IN_PROGRESS, model=model):
+            to = BatchStatus.IN_PROGRESS
+            if not advance_batch(connection, batch_id, to, model=model, owned=true()):
                 return False
             num_shards = 0
             for part in _parts(found):
@@ -61,21 +57,13 @@ class LineRecords:
             return True
 
     def queue_shards(self, batch_id: str, *, ahead: int) -> list[int]:
-        """Mark the next waiting shards as queued, so that at most `ahead` are; their indices."""
-        mine = shards.c.batch_id == batch_id
-        with self._database.writing() as connection:
-            queued = connection.execute(
-                select(func.count())
-                .select_from(shards)
-                .where(mine, shards.c.state == ShardState.QUEUED)
-            ).scalar_one()
-            query = select(shards.c.shard_index).where(mine, shards.c.state == ShardState.WAITING)
-            query = query.order_by(shards.c.shard_index).limit(max(0, ahead - queued))
-            chosen = list(connection.execute(query).scalars())
+        """Mark the shards whose turn it is as queued (`jobs.ledger.turns`); their indices."""
+        with self._database.writing(alone=_TURNS) as connection:
+            chosen = next_shards(connection, batch_id, ahead=ahead)
             if chosen:
                 connection.execute(
                     update(shards)
-                    .where(mine, shards.c.shard_index.in_(chosen))
+                    .where(shards.c.batch_id == batch_id, shards.c.shard_index.in_(chosen))
                     .values(state=ShardState.QUEUED)
                 )
         return chosen

@@ -17,10 +17,36 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION: Final = 1
+from jobs.tenant import DEFAULT_TENANT
+
+SCHEMA_VERSION: Final = 2
+"""Higher with every change of a table; `jobs.ledger.migrations` brings older ledgers along. Tables
+that are only new are made at every start and need none.
+"""
 METADATA: Final = MetaData()
 
 schema = Table("schema_version", METADATA, Column("version", Integer, nullable=False))
+
+
+def _tenant() -> Column[str]:
+    """Whose a row is. What was there before there were tenants is the default one's."""
+    return Column("tenant", String(64), nullable=False, server_default=DEFAULT_TENANT)
+
+
+# `digest` is the secret's, which is nowhere. A revoked key keeps its row.
+api_keys = Table(
+    "api_keys",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("revoked_at", Integer),
+    Column("max_stored_bytes", BigInteger),
+    Column("max_batches_per_hour", Integer),
+    Column("max_enqueued_lines", Integer),
+)
 
 # `seq` orders lists: two objects of the same second neither repeat nor vanish between pages.
 # A deleted file keeps its row, so that a page after it can still be found.
@@ -35,6 +61,8 @@ files = Table(
     Column("created_at", Integer, nullable=False),
     Column("expires_at", Integer),
     Column("deleted_at", Integer),
+    _tenant(),
+    Index("files_by_tenant", "tenant", "seq"),
 )
 
 # Uploads and their parts. A part's row goes with its bytes; an upload's stays.
@@ -52,7 +80,9 @@ uploads = Table(
     Column("status", String(16), nullable=False),
     Column("file_id", String(64)),
     Column("part_ids", JSON, nullable=False),
+    _tenant(),
     Index("uploads_by_status", "status", "expires_at"),
+    Index("uploads_by_tenant", "tenant", "status"),
 )
 
 upload_parts = Table(
@@ -95,15 +125,20 @@ batches = Table(
     ),
     # Written when the batch ends; until then counts are derived from `results`.
     Column("final_counts", JSON),
+    _tenant(),
+    Column("max_enqueued_lines", Integer),
+    Index("batches_by_tenant", "tenant", "seq"),
 )
 
 # Which batch a client's own key stands for, and the digest of what it asked for then.
 idempotency_keys = Table(
     "idempotency_keys",
     METADATA,
-    Column("key", String(255), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("key", String(255), nullable=False),
     Column("digest", String(64), nullable=False),
     Column("batch_id", String(64), ForeignKey("batches.id"), nullable=False),
+    PrimaryKeyConstraint("tenant", "key"),
 )
 
 lines = Table(

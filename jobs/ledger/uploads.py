@@ -5,43 +5,66 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    delete,
+    func,
+    insert,
+    not_,
+    select,
+    update,
+)
 
 from jobs.errors import InvalidRequestError, NotFoundError
 from jobs.file import File, Purpose
 from jobs.ledger.database import Database
 from jobs.ledger.files import is_id
+from jobs.ledger.scope import WHOLE, Scope
 from jobs.ledger.tables import files, upload_parts, uploads
+from jobs.ledger.usage import check_stored_bytes, is_pending
 from jobs.upload import MAX_PARTS, Part, Upload, UploadStatus
 
 
 class UploadRecords:
     """A pending upload past its time is an expired one, whoever asks and whenever."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, scope: Scope = WHOLE) -> None:
         self._database = database
+        self._scope = scope
+        self._owned = scope.owns(uploads)
 
     def add(self, upload: Upload) -> None:
-        with self._database.writing() as connection:
-            row = dataclasses.asdict(upload) | {"part_ids": list(upload.part_ids)}
+        """It is the scope's, if that is one tenant's. Raises QuotaError if its parts would."""
+        with self._database.writing(alone=self._scope.tenant) as connection:
+            check_stored_bytes(connection, self._scope.caller, upload.num_bytes)
+            row = dataclasses.asdict(upload) | {
+                "part_ids": list(upload.part_ids),
+                "tenant": self._scope.owner_of_new(upload.tenant),
+            }
             connection.execute(insert(uploads).values(**row))
 
     def get(self, upload_id: str) -> Upload:
         """Raises NotFoundError."""
         with self._database.reading() as connection:
-            return _read(connection, upload_id)
+            return _read(connection, upload_id, owned=self._owned)
 
     def parts(self, upload_id: str) -> dict[str, Part]:
         """By id, those that still have their bytes."""
-        query = select(upload_parts).where(upload_parts.c.upload_id == upload_id)
+        query = (
+            select(upload_parts)
+            .join(uploads, uploads.c.id == upload_parts.c.upload_id)
+            .where(upload_parts.c.upload_id == upload_id, self._owned)
+        )
         with self._database.reading() as connection:
             rows = connection.execute(query).mappings().all()
         return {row["id"]: Part(**row) for row in rows}
 
     def add_part(self, part: Part) -> None:
-        """Raises NotFoundError, and InvalidRequestError if the upload takes no more."""
-        with self._database.writing() as connection:
-            upload = _read(connection, part.upload_id)
+        """Raises NotFoundError, QuotaError, and InvalidRequestError if the upload takes no more."""
+        with self._database.writing(alone=self._scope.tenant) as connection:
+            upload = _read(connection, part.upload_id, owned=self._owned)
             check_pending(upload, "add a part to")
             mine = upload_parts.c.upload_id == part.upload_id
             num_parts, num_bytes = connection.execute(
@@ -57,19 +80,24 @@ class UploadRecords:
                     f"The parts hold {num_bytes + part.num_bytes} bytes, more than twice the "
                     f"{upload.num_bytes} bytes that the upload was announced with."
                 )
+            check_stored_bytes(connection, self._scope.caller, part.num_bytes)
             connection.execute(insert(upload_parts).values(**dataclasses.asdict(part)))
 
     def complete(self, upload_id: str, *, part_ids: Sequence[str], file: File) -> bool:
-        """The file's record and the upload's end in one; False if it was not pending any more."""
+        """The file's record and the upload's end in one; False if it was not pending any more.
+
+        Never over a limit: the file takes the place of at least as many bytes in parts.
+        """
         with self._database.writing() as connection:
             moved = connection.execute(
                 update(uploads)
-                .where(uploads.c.id == upload_id, _is_pending())
+                .where(uploads.c.id == upload_id, self._owned, is_pending())
                 .values(status=UploadStatus.COMPLETED, file_id=file.id, part_ids=list(part_ids))
             )
             if moved.rowcount == 0:
                 return False
-            connection.execute(insert(files).values(**dataclasses.asdict(file)))
+            row = dataclasses.asdict(file) | {"tenant": self._scope.owner_of_new(file.tenant)}
+            connection.execute(insert(files).values(**row))
             return True
 
     def cancel(self, upload_id: str) -> bool:
@@ -77,7 +105,7 @@ class UploadRecords:
         with self._database.writing() as connection:
             moved = connection.execute(
                 update(uploads)
-                .where(uploads.c.id == upload_id, _is_pending())
+                .where(uploads.c.id == upload_id, self._owned, is_pending())
                 .values(status=UploadStatus.CANCELLED)
             )
         return moved.rowcount == 1
@@ -87,12 +115,7 @@ class UploadRecords:
         query = (
             select(upload_parts.c.id)
             .join(uploads, uploads.c.id == upload_parts.c.upload_id)
-            .where(
-                or_(
-                    uploads.c.status != UploadStatus.PENDING,
-                    uploads.c.expires_at <= int(time.time()),
-                )
-            )
+            .where(not_(is_pending()))
         )
         with self._database.reading() as connection:
             return list(connection.execute(query).scalars())
@@ -115,14 +138,11 @@ def check_pending(upload: Upload, deed: str) -> None:
         raise InvalidRequestError(f"Cannot {deed} an upload with status '{upload.status}'.")
 
 
-def _is_pending() -> Any:
-    return and_(uploads.c.status == UploadStatus.PENDING, uploads.c.expires_at > int(time.time()))
-
-
-def _read(connection: Connection, upload_id: str) -> Upload:
+def _read(connection: Connection, upload_id: str, *, owned: ColumnElement[bool]) -> Upload:
     row = None
     if is_id(upload_id):
-        row = connection.execute(select(uploads).where(uploads.c.id == upload_id)).one_or_none()
+        query = select(uploads).where(uploads.c.id == upload_id, owned)
+        row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFoundError(f"No such Upload object: {upload_id}", param="id")
     return _upload(row)

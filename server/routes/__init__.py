@@ -1,4 +1,4 @@
-"""The table of routes."""
+"""The tables of routes: those that ask for a key, and those that are open to everybody."""
 
 from typing import Final
 
@@ -12,5 +12,5 @@ ROUTES: Final[tuple[APIRouter, ...]] = (
     batches.router,
     riders.router,
     models.router,
-    health.router,
 )
+OPEN_ROUTES: Final[tuple[APIRouter, ...]] = (health.router,)

@@ -3,7 +3,7 @@
 import time
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -41,7 +41,12 @@ _CONTENT: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-@router.post("/v1/files", openapi_extra=_BODY)
+def _check_room(ledger: LedgerDep) -> None:
+    """Before the body is read: what is refused anyway is not sent in vain."""
+    ledger.files.check_room()
+
+
+@router.post("/v1/files", openapi_extra=_BODY, dependencies=[Depends(_check_room)])
 async def upload_file(
     request: Request, ledger: LedgerDep, files: FilesDep, settings: SettingsDep
 ) -> FileObject:

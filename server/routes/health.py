@@ -1,11 +1,11 @@
-"""`/healthz`: whether requests can be served, and who else was heard of lately."""
+"""`/healthz`: whether requests can be served, and who else was heard of lately. Needs no key."""
 
 from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from server.deps import BellDep, LedgerDep, SettingsDep
+from server.deps import BellDep, SettingsDep, WholeLedgerDep
 
 router = APIRouter(tags=["health"])
 
@@ -22,7 +22,7 @@ class Health(BaseModel):
 
 
 @router.get("/healthz")
-def health(ledger: LedgerDep, bell: BellDep, settings: SettingsDep) -> Health:
+def health(ledger: WholeLedgerDep, bell: BellDep, settings: SettingsDep) -> Health:
     ledger.models.all()  # an unusable ledger raises, and its answer is 503
     presence = bell.presence()
     age_s = presence.block_worker_age_s

@@ -56,7 +56,10 @@ def test_every_variable_is_a_real_setting_and_none_is_a_secret() -> None:
 
 
 # What the containers set themselves, and what means nothing in them (docker-compose.yml).
-_OWN = {"STATE_DIR", "REDIS_URL", "HOST", "PORT", "MODEL", "DATABASE_URL", "SPILL_DIR"}
+_OWN = {
+    *("STATE_DIR", "REDIS_URL", "HOST", "PORT", "MODEL", "DATABASE_URL", "SPILL_DIR"),
+    *("ALLOW_KEYLESS", "API_KEY"),
+}
 
 
 @pytest.mark.parametrize("role", ["server", "intake", "worker"])
@@ -66,6 +69,15 @@ def test_every_setting_is_passed_on_by_its_name_but_for_the_containers_own(role:
     settings = {field.name.upper() for field in dataclasses.fields(Settings)}
     assert passed == {f"FREIGHT_{name}" for name in settings - _OWN}
     assert set(environment) - passed <= {f"FREIGHT_{name}" for name in _OWN}
+
+
+def test_the_server_may_go_without_a_key_only_where_it_is_published_on_loopback() -> None:
+    services = dict(_services())
+    assert services["server"]["environment"]["FREIGHT_ALLOW_KEYLESS"] == "true"
+    assert [port.split(":")[0] for port in services["server"]["ports"]] == ["127.0.0.1"]
+    image = (_ROOT / "docker" / "server.Dockerfile").read_text()
+    assert "FREIGHT_HOST=0.0.0.0" in image
+    assert "ALLOW_KEYLESS" not in image  # by itself it is refused until there is a key
 
 
 def test_redis_keeps_what_it_acknowledged() -> None:

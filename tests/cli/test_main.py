@@ -35,7 +35,7 @@ def _freight(
 
 
 @pytest.mark.parametrize(
-    "command", ["serve", "run", "submit", "demo", "server", "intake", "worker", "healthy"]
+    "command", ["serve", "run", "submit", "demo", "keys", "server", "intake", "worker", "healthy"]
 )
 def test_every_command_explains_itself(command: str) -> None:
     answer = CliRunner().invoke(app, [command, "--help"])
@@ -89,6 +89,18 @@ def test_serve_refuses_a_port_that_is_taken(tmp_path: Path) -> None:
         done = _freight("serve", "--model", "model.gguf", "--port", port, state_dir=tmp_path)
     assert done.returncode == os.EX_CONFIG
     assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("serve", "--model", "model.gguf"), ("server",)])
+def test_without_a_key_nothing_listens_beyond_this_machine(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "model.gguf").touch()
+    environment = {"FREIGHT_REDIS_URL": "redis://127.0.0.1:1/0", "FREIGHT_HOST": "0.0.0.0"}
+    done = _freight(*command, state_dir=tmp_path, environment=environment)
+    assert done.returncode == os.EX_CONFIG
+    assert "error: FREIGHT_HOST='0.0.0.0': there is no API key yet" in done.stderr
+    assert "freight keys create NAME" in done.stderr
 
 
 def test_serve_refuses_a_redis_that_does_not_answer(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`freight serve` as one program: up, stopped in order, and gone with all that it started."""
 
+import dataclasses
 import os
 import shlex
 import signal
@@ -123,13 +124,13 @@ def test_children_get_the_settings_and_no_variable_that_these_leave_out(
 ) -> None:
     monkeypatch.setenv("FREIGHT_DATABASE_URL", "postgresql://somewhere/ledger")
     settings = Settings(state_dir=tmp_path, model="some.gguf")
-    environment = _child_environment(settings)
+    environment = _child_environment(dataclasses.replace(settings, api_key="secret"))
     assert environment["PATH"] == os.environ["PATH"]
     assert Settings.from_environment(environment) == settings
 
 
 def test_the_command_that_a_ready_server_shows_can_be_typed(tmp_path: Path) -> None:
-    shown = _ready_text("http://127.0.0.1:8000").strip().splitlines()[1]
+    shown = _ready_text("http://127.0.0.1:8000", has_keys=False).strip().splitlines()[1]
     *command, file, option, url = shlex.split(shown)
     assert (file, option, url) == ("requests.jsonl", "--url", "http://127.0.0.1:8000")
     done = subprocess.run(

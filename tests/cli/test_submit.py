@@ -41,6 +41,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     states: ClassVar[list[dict[str, Any]]]
     created: ClassVar[list[dict[str, Any]]]
+    shown: ClassVar[set[str | None]]
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
@@ -58,6 +59,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(json.dumps({**_BATCH, **self.states.pop(0)}).encode())
 
     def _answer(self, body: bytes) -> None:
+        self.shown.add(self.headers["Authorization"])
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -70,7 +72,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    _Handler.states, _Handler.created = [], []
+    _Handler.states, _Handler.created, _Handler.shown = [], [], set()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -126,6 +128,17 @@ def test_the_endpoint_is_what_the_lines_ask_for(url: str, tmp_path: Path) -> Non
     _Handler.states = [{"status": "completed", "request_counts": _counts(1, 1)}]
     _submit(url, tmp_path, endpoint="/v1/completions")
     assert _Handler.created[0]["endpoint"] == "/v1/completions"
+
+
+@pytest.mark.parametrize(("key", "shown"), [("sk-x", "Bearer sk-x"), ("", "Bearer none")])
+def test_the_key_of_the_settings_is_shown(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, key: str, shown: str
+) -> None:
+    monkeypatch.setenv("FREIGHT_API_KEY", key)
+    state = {"status": "completed", "request_counts": _counts(1, 1), "output_file_id": "file-o"}
+    _Handler.states = [state]
+    assert _submit(url, tmp_path)[0] == 0
+    assert _Handler.shown == {shown}
 
 
 @pytest.mark.parametrize(("name", "out"), [("in.jsonl", "in.jsonl"), ("a.errors.jsonl", "a.jsonl")])

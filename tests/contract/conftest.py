@@ -18,6 +18,7 @@ from server.app import create_app
 from tests.support.box import Box
 from tests.support.server import Running, serving
 from tests.support.service import Service
+from tests.support.tenants import Tenants
 from tests.support.valkey import running_valkey
 from tests.support.wire import request_lines
 
@@ -73,9 +74,19 @@ def fresh_client(fresh: Running) -> Iterator[OpenAI]:
         yield client
 
 
-def strict_client(url: str) -> OpenAI:
+def strict_client(url: str, api_key: str = "any") -> OpenAI:
     """The official client: an answer that is not of the documented shape raises."""
-    return OpenAI(base_url=f"{url}/v1", api_key="any", _strict_response_validation=True)
+    return OpenAI(base_url=f"{url}/v1", api_key=api_key, _strict_response_validation=True)
+
+
+@pytest.fixture(scope="module")
+def tenants(tmp_path_factory: pytest.TempPathFactory, contract_redis_url: str) -> Iterator[Tenants]:
+    """A server that asks for keys, shared by a module."""
+    with (
+        server_alone(tmp_path_factory.mktemp("tenants"), contract_redis_url) as running,
+        contextlib.closing(Tenants(running)) as tenants,
+    ):
+        yield tenants
 
 
 @pytest.fixture(scope="module")

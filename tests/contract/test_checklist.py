@@ -8,8 +8,6 @@ _NAME = re.compile(r"^(?:async )?def test_(\d{3})_", re.MULTILINE)
 NUM_POINTS = 136
 
 NOT_BUILT_YET = {
-    7: "keys: Freight asks for none",
-    48: "tenants",
     66: "priority, as an extension of the batch",
     78: "embeddings",
     127: "echo with logprobs: prompts are not scored",

@@ -26,6 +26,7 @@ def test_variables_of_every_kind_are_read() -> None:
             "FREIGHT_REDIS_URL": "",
             "FREIGHT_COMPUTE_DTYPE": "bfloat16",
             "FREIGHT_DATABASE_URL": "postgresql://x",
+            "FREIGHT_ALLOW_KEYLESS": "TRUE",
             "PATH": "/bin",
         }
     )
@@ -35,6 +36,7 @@ def test_variables_of_every_kind_are_read() -> None:
     assert settings.redis_url is None
     assert settings.compute_dtype is ComputeDtype.BFLOAT16
     assert settings.ledger_url == "postgresql://x"
+    assert settings.allow_keyless
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,7 @@ def test_variables_of_every_kind_are_read() -> None:
         ("FREIGHT_MAX_FILE_BYTES", "-1"),
         ("FREIGHT_PROT", "8000"),
         ("FREIGHT_COMPUTE_DTYPE", "bf16"),
+        ("FREIGHT_ALLOW_KEYLESS", "perhaps"),
     ],
 )
 def test_a_wrong_variable_is_named(variable: str, value: str) -> None:
@@ -65,6 +68,7 @@ def test_children_read_back_what_the_parent_had() -> None:
         stall_s=1.5,
         spill_dir=None,
         compute_dtype=ComputeDtype.FLOAT16,
+        allow_keyless=True,
     )
     assert Settings.from_environment(settings.to_environment()) == settings
 

@@ -20,6 +20,7 @@ from jobs.file import new_file_id
 from jobs.ledger.ledger import Ledger
 from jobs.queue import BLOCK_QUEUE, Doorbell
 from jobs.settings import Settings
+from jobs.tenant import Caller
 from tests.support.fake_engine import FakeTokenizer
 from worker.context import IntakeContext, open_store
 from worker.main import connect
@@ -74,6 +75,7 @@ class Box:
         *,
         endpoint: Endpoint = Endpoint.COMPLETIONS,
         window_s: float = 86_400,
+        caller: Caller | None = None,
         ring: bool = True,
     ) -> str:
         now = int(time.time())
@@ -88,7 +90,7 @@ class Box:
         raw = content if isinstance(content, bytes) else "".join(f"{x}\n" for x in content).encode()
         with self.store.write(batch.input_blob) as stream:
             stream.write(raw)
-        self.ledger.batches.add(batch)
+        (self.ledger.seen_by(caller) if caller else self.ledger).batches.add(batch)
         if ring:
             self.doorbell.validate(batch.id)
         return batch.id

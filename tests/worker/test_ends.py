@@ -9,9 +9,11 @@ from rq import Queue
 
 from jobs.answers import Usage
 from jobs.batch import BatchStatus, ExpiryPolicy, new_batch_id
+from jobs.errors import NotFoundError
 from jobs.file import File, Purpose, new_file_id
 from jobs.line import Outcome, completed_result
 from jobs.queue import INTAKE_QUEUE
+from jobs.tenant import Caller
 from tests.support.box import Box, completion_line
 from worker.context import IntakeContext
 from worker.finalize import finalize_batch, result_file_id
@@ -106,6 +108,20 @@ def test_result_files_live_as_long_as_was_asked(box: Box, context: IntakeContext
         finalize_batch(context, batch.id)
         file = box.ledger.files.get(str(box.batch(batch.id).output_file_id))
         assert file.expires_at == file.created_at + lifetime_s
+
+
+def test_result_files_are_the_batchs_tenants(box: Box, context: IntakeContext) -> None:
+    caller = Caller(tenant="t")
+    batch_id = box.add([completion_line(index) for index in range(2)], caller=caller, ring=False)
+    validate_batch(context, batch_id)
+    _settle(box, batch_id, range(1))
+    box.ledger.batches.advance(batch_id, BatchStatus.CANCELLING)
+    finalize_batch(context, batch_id)
+    batch = box.ledger.seen_by(caller).batches.get(batch_id)
+    for file_id in (batch.output_file_id, batch.error_file_id):
+        assert box.ledger.seen_by(caller).files.get(str(file_id)).tenant == "t"
+        with pytest.raises(NotFoundError):
+            box.ledger.seen_by(Caller()).files.get(str(file_id))
 
 
 def _crash(*_: object, **__: object) -> None:

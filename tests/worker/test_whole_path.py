@@ -1,6 +1,7 @@
 """Batches through real intake and worker processes."""
 
 from jobs.batch import BatchStatus, Endpoint
+from jobs.tenant import Caller, Limits
 from tests.support.box import Box, chat_line, completion_line
 
 
@@ -65,6 +66,18 @@ def test_a_small_batch_ends_while_a_large_one_runs(box: Box) -> None:
         assert box.wait(small).request_counts.completed == 12
         assert box.batch(large).status is BatchStatus.IN_PROGRESS
         assert box.num_settled(large) < 400
+
+
+def test_a_tenants_lines_over_its_limit_wait_and_are_answered(box: Box) -> None:
+    caller = Caller(tenant="t", limits=Limits(enqueued_lines=8))
+    lines = [completion_line(index, max_tokens=3) for index in range(20)]
+    made = [box.add(lines, caller=caller) for _ in range(2)]
+    with box.running("intake"):
+        box.until(lambda: all(box.batch(batch_id).request_counts.total for batch_id in made))
+        box.until(lambda: len(box.queue) == 2)  # of ten shards
+        with box.running("worker"):
+            ended = [box.wait(batch_id) for batch_id in made]
+    assert [batch.request_counts.completed for batch in ended] == [20, 20]
 
 
 def test_a_batch_fills_a_block_larger_than_its_share_of_the_queue(box: Box) -> None:
