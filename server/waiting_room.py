@@ -22,6 +22,7 @@ from server.bell import Bell
 
 _SHORTEST_S: Final = 0.01
 _LONGEST_S: Final = 0.25
+_GROWTH: Final = 1.2  # of the pause between looks: an answer is found a fifth late at most
 _RETRY_AFTER_S: Final = 5
 
 
@@ -130,7 +131,7 @@ class WaitingRoom:
                     await self._news.wait()
             self._news.clear()
             has_moved = await self._exchange()
-            pause_s = _SHORTEST_S if has_moved else min(2 * pause_s, _LONGEST_S)
+            pause_s = _SHORTEST_S if has_moved else min(_GROWTH * pause_s, _LONGEST_S)
 
     async def _exchange(self) -> bool:
         """Tell the ledger who came and left, and hand out its answers; whether there was anything."""
