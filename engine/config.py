@@ -33,6 +33,7 @@ class Grammar:
 class Sampling:
     """How one row's tokens are chosen. A row's result depends on this and its prompt alone.
 
+    With `max_tokens` 0 nothing is sampled at all: the row ends when its prompt has been computed.
     `temperature` 0 is greedy. `seed` None is resolved by whoever makes the prompt: the engine
     never draws entropy of its own. Until `min_tokens` tokens exist, end-of-sequence and stop tokens
     are not sampled and stop strings are ordinary text; with `ignore_eos` so are end-of-sequence
@@ -72,16 +73,60 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """Of each prompt token but the first: its log-probability, and so many of the likeliest."""
+
+    num_top: int = 0
+
+
+class Pooling(enum.StrEnum):
+    """Which of a prompt's hidden states, after the final norm, become its embedding."""
+
+    LAST = "last"  # the last token's, as models trained to embed are used
+    MEAN = "mean"  # all of them alike
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """A vector of length 1 of the whole prompt: of `dimensions` the first, None for all."""
+
+    pooling: Pooling = Pooling.LAST
+    dimensions: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """One row to be, or `sampling.n`: `key` is the caller's and comes back on each completion.
 
+    `reading` is what is wanted of the prompt itself, beside what `sampling` generates.
     With `goes_first` its rows take places in the block before all waiting rows that lack it.
     """
 
     key: str
     token_ids: tuple[int, ...]
     sampling: Sampling
+    reading: Scoring | Embedding | None = None
     goes_first: bool = False
+
+    @property
+    def read_positions(self) -> range:
+        """Of the tokens whose hidden states are read. What is said of a token is known before it:
+        the last token's state says nothing of the prompt.
+        """
+        end = len(self.token_ids)
+        if self.reading is None:
+            return range(0)
+        if isinstance(self.reading, Scoring):
+            return range(end - 1)
+        return range(end - 1 if self.reading.pooling is Pooling.LAST else 0, end)
+
+    @property
+    def sharable_token_ids(self) -> tuple[int, ...]:
+        """Leading tokens whose keys and values may be another row's work: none that is read, and
+        not the last, which has to be computed to go on from there.
+        """
+        read = self.read_positions
+        return self.token_ids[: read.start if read else -1]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +149,10 @@ class Completion:
     `index` counts the completions of one prompt from 0. `logprobs`, where they were asked for, are
     one for each of `token_ids`. `num_generated` counts every sampled token, the one that ended the
     row among them. `num_cached_tokens` of the prompt were found computed, or computed by another row.
+    `end_logprobs` are of the token that ended it, if that is none of `token_ids`.
+
+    What the prompt's `reading` asked for comes with the completion of index 0: `prompt_logprobs`, one
+    for each prompt token after the first, or the `embedding`, float32 with the lowest byte first.
     """
 
     key: str
@@ -115,6 +164,9 @@ class Completion:
     num_generated: int
     num_cached_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    end_logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    embedding: bytes | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

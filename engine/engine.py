@@ -10,23 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from engine.admission import Admission
 from engine.compute.attention import ATTENTION_NAME
 from engine.compute.ceilings import ceilings_of
 from engine.compute.dtypes import compute_dtype_of
 from engine.compute.experts import EXPERTS_NAME
-from engine.compute.limits import check_sampling
 from engine.compute.skeleton import build_skeleton
 from engine.config import Budgets, Completion, Prompt
 from engine.context import max_context_tokens
-from engine.errors import (
-    BudgetError,
-    ComputeDtypeError,
-    EngineError,
-    GrammarError,
-    PackError,
-    PromptError,
-)
-from engine.grammar import Grammars, Matcher
+from engine.errors import BudgetError, ComputeDtypeError, EngineError, PackError
+from engine.grammar import Grammars
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.manifest import Pack
 from engine.memory.pack import Announce, ensure_pack
@@ -86,11 +79,17 @@ class Engine:
         self.max_context_tokens = min(
             max_context_tokens(checkpoint.config), assembly.max_row_tokens
         )
-        self._eos_token_ids = _eos_token_ids(checkpoint, tokenizer)
-        self._vocab_size = int(checkpoint.config.get_text_config().vocab_size)
-        self._endings = Endings(tokenizer, self._eos_token_ids)
-        self._grammars = Grammars(
-            tokenizer, vocab_size=self._vocab_size, eos_token_ids=sorted(self._eos_token_ids)
+        eos_token_ids = _eos_token_ids(checkpoint, tokenizer)
+        vocab_size = int(checkpoint.config.get_text_config().vocab_size)
+        self._endings = Endings(tokenizer, eos_token_ids)
+        self._admission = Admission(
+            vocab_size=vocab_size,
+            max_context_tokens=self.max_context_tokens,
+            eos_token_ids=eos_token_ids,
+            grammars=Grammars(
+                tokenizer, vocab_size=vocab_size, eos_token_ids=sorted(eos_token_ids)
+            ),
+            head=assembly.head,
         )
         self._block = assembly.block
         self._micro_batches = assembly.micro_batches
@@ -272,36 +271,19 @@ class Engine:
 
     def check(self, prompt: Prompt) -> None:
         """Raises PromptError if the prompt cannot run, alone in an empty block."""
-        token_ids, max_tokens = prompt.token_ids, prompt.sampling.max_tokens
-        if not token_ids:
-            raise PromptError("The prompt is empty.", code="invalid_value", param="prompt")
-        check_sampling(
-            prompt.sampling, vocab_size=self._vocab_size, eos_token_ids=self._eos_token_ids
-        )
-        if len(token_ids) + max_tokens > self.max_context_tokens:
-            raise PromptError(
-                f"This model's maximum context length is {self.max_context_tokens} tokens. "
-                f"However, {len(token_ids) + max_tokens} were asked for ({len(token_ids)} in the "
-                f"prompt, {max_tokens} in the completion).",
-                code="context_length_exceeded",
-                param="prompt",
-            )
-        unknown = [token for token in token_ids if not 0 <= token < self._vocab_size]
-        if unknown:
-            raise PromptError(
-                f"Token id {unknown[0]} is not in the vocabulary of {self._vocab_size} tokens.",
-                code="invalid_value",
-                param="prompt",
-            )
-        self._matcher(prompt)
+        self._admission.check(prompt)
 
     def submit(self, prompt: Prompt) -> None:
         """Let the prompt's rows wait for places in the block. Raises PromptError."""
         self.check(prompt)
         limit = len(prompt.token_ids) + prompt.sampling.max_tokens
+        others = dataclasses.replace(
+            prompt, reading=None
+        )  # the prompt is the same: it is read once
         for index in range(prompt.sampling.n):
-            matcher = self._matcher(prompt)
-            self._block.add(Row(prompt=prompt, index=index, limit_tokens=limit, matcher=matcher))
+            matcher = self._admission.matcher(prompt)
+            its = others if index else prompt
+            self._block.add(Row(prompt=its, index=index, limit_tokens=limit, matcher=matcher))
         self._recorder.submitted(prompt)
 
     def cancel(self, key: str) -> None:
@@ -324,13 +306,17 @@ class Engine:
         if self._is_closed:
             raise EngineError("the engine is closed: its rows go no further")
         with self._recorder.sweeping(shares):
-            tokens = self._executor.run(shares)
+            swept = self._executor.run(shares)
             completions = self._block.finish(
-                shares, tokens, is_end=self._endings.reason_to_end, complete=self._endings.complete
+                shares,
+                swept.tokens,
+                swept.readings,
+                is_end=self._endings.reason_to_end,
+                complete=self._endings.complete,
             )
         self._recorder.swept(
             shares,
-            num_generated=len(tokens),
+            num_generated=len(swept.tokens),
             completions=completions,
             pages_in_use=self._block.num_pages_in_use,
         )
@@ -361,20 +347,6 @@ class Engine:
         self._is_closed = True
         with contextlib.closing(self._recorder):
             self._closing.close()
-
-    def _matcher(self, prompt: Prompt) -> Matcher | None:
-        """A new one, if the prompt has a grammar. Raises PromptError if it cannot be honoured."""
-        grammar = prompt.sampling.grammar
-        if grammar is None:
-            return None
-        try:
-            return self._grammars.matcher(grammar)
-        except GrammarError as error:
-            raise PromptError(
-                f"Invalid 'response_format': {error}.",
-                code="invalid_value",
-                param="response_format",
-            ) from error
 
     def __enter__(self) -> Self:
         return self

@@ -11,15 +11,26 @@ from jobs.batch import Endpoint
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TokenScore:
-    """A token as a text's bytes, and how likely it was; `top` are the likeliest in its place."""
+    """A token as a text's bytes, and how likely it was; `top` are the likeliest in its place. Of the
+    first token of all nobody knows how likely it was. One that is not shown takes no place in the text.
+    """
 
     raw: bytes
     logprob: float | None
     top: tuple["TokenScore", ...] = ()
+    is_shown: bool = True
 
     @property
     def text(self) -> str:
         return self.raw.decode("utf-8", "replace")
+
+    @property
+    def name(self) -> str:
+        """Its text, or where that is no whole characters its bytes written out, as OpenAI does."""
+        try:
+            return self.raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{each:02x}" for each in self.raw)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +155,7 @@ def _text_choice(index: int, choice: Choice) -> dict[str, Any]:
 
 def _text_logprobs(scores: Sequence[TokenScore]) -> dict[str, Any]:
     return {
-        "tokens": [score.text for score in scores],
+        "tokens": [score.name for score in scores],
         "token_logprobs": [score.logprob for score in scores],
         "top_logprobs": [_likeliest(score) for score in scores],
         "text_offset": list(_offsets(scores)),
@@ -155,8 +166,8 @@ def _likeliest(score: TokenScore) -> Mapping[str, float | None] | None:
     """The token itself among them; of two that look alike, the likelier one."""
     if score.logprob is None:
         return None
-    return {score.text: score.logprob} | {
-        other.text: other.logprob for other in reversed(score.top)
+    return {score.name: score.logprob} | {
+        other.name: other.logprob for other in reversed(score.top)
     }
 
 
@@ -166,7 +177,7 @@ def _offsets(scores: Sequence[TokenScore]) -> Iterator[int]:
     num_characters = 0
     for score in scores:
         yield num_characters
-        num_characters += len(decoder.decode(score.raw))
+        num_characters += len(decoder.decode(score.raw)) if score.is_shown else 0
 
 
 def _digest(answer: Answer, *facts: object) -> str:

@@ -50,6 +50,7 @@ class Endpoint(enum.StrEnum):
 
     CHAT_COMPLETIONS = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
     RESPONSES = "/v1/responses"
 
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from jobs.batch import Endpoint
+from jobs.embeddings import EmbeddingAsk, parse_embedding_ask
 from jobs.formats import parse_format
 from jobs.messages import parse_messages
 from jobs.parameters import require_supported
+from jobs.prompts import PromptText, parse_prompts, token_ids
 from jobs.responses import parse_response_ask
 from jobs.tools import ToolUse, parse_tool_use
 from jobs.values import (
@@ -23,14 +25,12 @@ from jobs.values import (
     invalid_value,
     number,
     unicode_text,
-    unsupported,
     wrong_type,
 )
 
 MAX_STOPS: Final = 4
 MAX_CHOICES: Final = 128
 MAX_BEST_OF: Final = 20
-MAX_PROMPTS: Final = 2048
 DEFAULT_COMPLETION_TOKENS: Final = 16
 _MAX_CHAT_LOGPROBS: Final = 20
 _MAX_TEXT_LOGPROBS: Final = 5
@@ -38,17 +38,16 @@ _MAX_STOP_TOKENS: Final = 128
 _MAX_BIASES: Final = 1024
 _TOKEN_ID: Final = re.compile(r"\d{1,9}")
 
-PromptText = str | tuple[int, ...]
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One line's request, checked and with its defaults; `max_tokens` None is all that fits.
+    """One line's request, checked and with its defaults; `max_tokens` None is all that fits, 0 none:
+    then prompts are only scored or embedded.
 
     Either `messages` or `prompts` is set; `param` and `schema_param` name where text and schema came
     from. Of `best_of` texts for a prompt the `n` likeliest are
     answered, by their tokens' mean log-probability. `logprobs` is how many of the likeliest tokens are told
-    beside each, None for no log-probabilities. `schema` is a JSON schema that the text has to fit.
+    beside each, those of an echoed prompt too, None for no log-probabilities. `schema` is a JSON schema that the text has to fit.
     """
 
     messages: tuple[Mapping[str, Any], ...] | None = None
@@ -75,13 +74,18 @@ class Ask:
     schema: Mapping[str, Any] | None = None
     schema_param: str = "response_format"
     tool_use: ToolUse | None = None
+    embedding: EmbeddingAsk | None = None
     echoed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the answer repeats of the request."""
 
     @property
     def num_texts(self) -> int:
-        """How many are generated for each prompt."""
-        return self.best_of or self.n
+        """How many are generated for each prompt. Empty ones are all alike: one is enough."""
+        return 1 if self.max_tokens == 0 else self.best_of or self.n
+
+    @property
+    def scores_prompts(self) -> bool:
+        return self.echo and self.logprobs is not None
 
 
 def parse_body(body: Mapping[str, Any], endpoint: Endpoint) -> Ask:
@@ -106,13 +110,11 @@ def _chat(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _completion(given: Mapping[str, Any]) -> dict[str, Any]:
-    echo = boolean(given, "echo")
-    if echo and given.get("logprobs") is not None:
-        raise unsupported("echo", "does not go with 'logprobs': prompts are not scored")
+    max_tokens = integer(given, "max_tokens", low=0)
     return {
-        "echo": echo,
-        "prompts": _prompts(given.get("prompt")),
-        "max_tokens": integer(given, "max_tokens", low=1) or DEFAULT_COMPLETION_TOKENS,
+        "echo": boolean(given, "echo"),
+        "prompts": parse_prompts(given.get("prompt"), "prompt"),
+        "max_tokens": DEFAULT_COMPLETION_TOKENS if max_tokens is None else max_tokens,
         "logprobs": integer(given, "logprobs", low=0, high=_MAX_TEXT_LOGPROBS),
         "best_of": _best_of(given),
     }
@@ -123,6 +125,7 @@ _OWN: Final[Mapping[Endpoint, Callable[[Mapping[str, Any]], dict[str, Any]]]] = 
         {
             Endpoint.CHAT_COMPLETIONS: _chat,
             Endpoint.COMPLETIONS: _completion,
+            Endpoint.EMBEDDINGS: parse_embedding_ask,
             Endpoint.RESPONSES: parse_response_ask,
         }
     )
@@ -163,38 +166,6 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
 def _at_least_one(given: Mapping[str, Any], name: str, *, high: int) -> int:
     found = integer(given, name, low=1, high=high)
     return 1 if found is None else found
-
-
-def _prompts(prompt: object) -> tuple[PromptText, ...]:
-    if isinstance(prompt, str):
-        return (unicode_text(prompt, "prompt"),)
-    if not isinstance(prompt, list):
-        raise wrong_type("prompt", "a string or an array of integers", prompt)
-    if not any(isinstance(item, str | list) for item in prompt):
-        return (_token_ids(prompt, "prompt"),)
-    if len(prompt) > MAX_PROMPTS:
-        raise above_length("prompt", MAX_PROMPTS, len(prompt), kind="array")
-    if len(prompt) == 1:
-        return _prompts(prompt[0])
-    return tuple(_one_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt))
-
-
-def _one_prompt(item: object, place: str) -> PromptText:
-    if isinstance(item, str):
-        return unicode_text(item, place)
-    if not isinstance(item, list):
-        raise wrong_type(place, "a string or an array of integers", item)
-    return _token_ids(item, place)
-
-
-def _token_ids(items: list[object], place: str) -> tuple[int, ...]:
-    return tuple(_token_id(item, f"{place}[{index}]") for index, item in enumerate(items))
-
-
-def _token_id(value: object, place: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise wrong_type(place, "an integer", value)
-    return value
 
 
 def _max_chat_tokens(given: Mapping[str, Any]) -> int | None:
@@ -252,4 +223,4 @@ def _stop_token_ids(items: object) -> tuple[int, ...]:
         raise wrong_type("stop_token_ids", "an array of integers", items)
     if len(items) > _MAX_STOP_TOKENS:
         raise above_length("stop_token_ids", _MAX_STOP_TOKENS, len(items), kind="array")
-    return _token_ids(items, "stop_token_ids")
+    return token_ids(items, "stop_token_ids")

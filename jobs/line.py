@@ -18,6 +18,7 @@ _KEYS: Final = ("custom_id", "method", "url", "body")
 _KINDS: Final[Mapping[Endpoint, str]] = {
     Endpoint.CHAT_COMPLETIONS: "Chat Completions",
     Endpoint.COMPLETIONS: "Completions",
+    Endpoint.EMBEDDINGS: "Embeddings",
     Endpoint.RESPONSES: "Responses",
 }
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -153,7 +154,8 @@ def _body_faults(body: object, endpoint: Endpoint) -> list[LineFault]:
     if endpoint is Endpoint.COMPLETIONS and body.get("prompt") in (None, "", []):
         message = "Prompt parameter is required."
         faults.append(LineFault(code="invalid_request", message=message, param="body.prompt"))
-    if endpoint is Endpoint.RESPONSES and body.get("input") in (None, "", []):
+    takes_input = endpoint in {Endpoint.EMBEDDINGS, Endpoint.RESPONSES}
+    if takes_input and body.get("input") in (None, "", []):
         message = "Input parameter is required."
         faults.append(LineFault(code="invalid_request", message=message, param="body.input"))
     if body.get("stream"):

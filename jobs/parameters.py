@@ -104,12 +104,21 @@ _CHAT: Final = (
 
 _COMPLETIONS: Final = (
     _honoured("prompt", "a string, token ids, or an array of either: n choices each"),
-    _honoured("max_tokens", "default 16"),
-    _honoured("logprobs", "0 to 5, in the legacy shape"),
+    _honoured("max_tokens", "default 16; 0 for the prompt alone, echoed and scored"),
+    _honoured("logprobs", "0 to 5, in the legacy shape; with echo of the prompt's tokens too"),
     *_SAMPLING,
     _honoured("best_of", "1 to 20, at least n: the likeliest by mean log-probability of a token"),
-    _honoured("echo", "the prompt before its completion; not with logprobs"),
+    _honoured("echo", "the prompt before its completion; with logprobs its tokens are scored"),
     _refused("suffix", "the model does not fill in", ("",)),
+)
+
+_EMBEDDINGS: Final = (
+    _honoured("input", "a string, token ids, or an array of up to 2,048 of either"),
+    _honoured("model", "the served model's name"),
+    _honoured("encoding_format", "float or base64, default float"),
+    _honoured("dimensions", "the first so many values, made to length 1 again; default all"),
+    _honoured("pooling", "Freight's own: last token or mean of all; last or mean, default last"),
+    _accepted("user", "concerns accounts"),
 )
 
 _RESPONSES: Final = (
@@ -138,6 +147,7 @@ PARAMETERS: Final[Mapping[Endpoint, tuple[Parameter, ...]]] = types.MappingProxy
     {
         Endpoint.CHAT_COMPLETIONS: _CHAT,
         Endpoint.COMPLETIONS: _COMPLETIONS,
+        Endpoint.EMBEDDINGS: _EMBEDDINGS,
         Endpoint.RESPONSES: _RESPONSES,
     }
 )

@@ -17,6 +17,7 @@ _REQUIRED: Final[Mapping[Endpoint, str]] = types.MappingProxyType(
     {
         Endpoint.CHAT_COMPLETIONS: "messages",
         Endpoint.COMPLETIONS: "prompt",
+        Endpoint.EMBEDDINGS: "input",
         Endpoint.RESPONSES: "input",
     }
 )

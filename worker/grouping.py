@@ -14,14 +14,19 @@ class RenderedGrouping:
         self._last_token_ids: tuple[int, ...] = ()
 
     def add(self, rendered: Rendered) -> None:
-        """A line of several rows counts as one of them, the longest: rows must fit, lines be counted."""
+        """A line of several rows counts as one of them, the longest: rows must fit, lines be counted.
+
+        A row that generates nothing takes part in a sweep all the same, as one that generates a token;
+        one that is read from its beginning on shares nothing.
+        """
         prompt = max(rendered.prompts, key=lambda each: len(each.token_ids))
+        sharable = prompt.token_ids if prompt.sharable_token_ids else ()
         self._grouping.add(
             prompt_tokens=len(prompt.token_ids),
-            shared_tokens=num_shared(self._last_token_ids, prompt.token_ids),
-            limit_tokens=prompt.sampling.max_tokens,
+            shared_tokens=num_shared(self._last_token_ids, sharable),
+            limit_tokens=max(1, prompt.sampling.max_tokens),
         )
-        self._last_token_ids = prompt.token_ids
+        self._last_token_ids = sharable
 
     def groups(self) -> tuple[LineGroup, ...]:
         return self._grouping.groups()

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from jobs.batch import Endpoint, LineFault
+from jobs.embeddings import num_inputs
 from jobs.line import (
     duplicate_fault,
     mismatched_model_fault,
@@ -18,7 +19,10 @@ MAX_FAULTS: Final = 100
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Inspection:
-    """Looks at lines one by one; holds their custom ids and at most `MAX_FAULTS` faults."""
+    """Looks at lines one by one; holds their custom ids and at most `MAX_FAULTS` faults.
+
+    `max_lines` is also how many texts may be embedded, over all lines.
+    """
 
     endpoint: Endpoint
     served_model: str
@@ -26,6 +30,7 @@ class Inspection:
     max_line_bytes: int
     model: str | None = None
     num_lines: int = 0
+    num_inputs: int = 0
     _custom_ids: set[str] = dataclasses.field(default_factory=set)
     _faults: list[LineFault] = dataclasses.field(default_factory=list)
     _num_hidden: int = 0
@@ -51,6 +56,8 @@ class Inspection:
         if request.custom_id in self._custom_ids:
             self._note([duplicate_fault(request.custom_id, line=line.number)])
         self._custom_ids.add(request.custom_id)
+        if self.endpoint is Endpoint.EMBEDDINGS:
+            self.num_inputs += num_inputs(request.body)
         self._look_at_model(str(request.body["model"]), line.number)
 
     def _look_at_model(self, model: str, number: int) -> None:
@@ -82,4 +89,10 @@ class Inspection:
                 f"the limit is {self.max_lines:,}."
             )
             found.append(LineFault(code="request_limit_exceeded", message=message))
+        elif self.num_inputs > self.max_lines:
+            message = (
+                f"The input file contains {self.num_inputs:,} embedding inputs; "
+                f"the limit is {self.max_lines:,}."
+            )
+            found.append(LineFault(code="embedding_input_limit_exceeded", message=message))
         return found

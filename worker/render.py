@@ -8,12 +8,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from engine.config import Grammar, GrammarKind, Prompt, Sampling
+from engine.config import (
+    Embedding,
+    Grammar,
+    GrammarKind,
+    Pooling,
+    Prompt,
+    Sampling,
+    Scoring,
+)
 from engine.errors import EngineError, GrammarError, PromptError
 from engine.grammar import check_grammar
 from jobs.batch import Endpoint
-from jobs.bodies import Ask, PromptText, parse_body
+from jobs.bodies import Ask, parse_body
 from jobs.errors import InvalidRequestError, RequestError
+from jobs.prompts import PromptText
 from jobs.values import above_maximum, invalid_value, unsupported
 from worker.tool_calls import FAMILIES
 from worker.tool_calls.base import Family
@@ -85,7 +94,9 @@ class Renderer:
             max_tokens = self._max_tokens(ask, len(token_ids))
             sampling = _sampling(ask, max_tokens=max_tokens, seed=seed + part, grammar=grammar)
             key = row_key(origin.id, line_index, part)
-            prompts.append(Prompt(key=key, token_ids=token_ids, sampling=sampling))
+            prompts.append(
+                Prompt(key=key, token_ids=token_ids, sampling=sampling, reading=_reading(ask))
+            )
         return Rendered(ask=ask, prompts=tuple(prompts), family=family)
 
     def render_for(
@@ -126,8 +137,8 @@ class Renderer:
             tools = ask.tool_use.offered if ask.tool_use else ()
             return [self._chat(ask, [tool.definition for tool in tools])]
         if len(ask.prompts) == 1:
-            return [self._text(ask.prompts[0], "prompt")]
-        return [self._text(text, f"prompt[{at}]") for at, text in enumerate(ask.prompts)]
+            return [self._text(ask.prompts[0], ask.param)]
+        return [self._text(text, f"{ask.param}[{at}]") for at, text in enumerate(ask.prompts)]
 
     def _chat(self, ask: Ask, tools: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         template = self.tokenizer.chat_template
@@ -162,7 +173,7 @@ class Renderer:
         limit = self.max_context_tokens
         param = ask.param
         opening = f"This model's maximum context length is {limit} tokens. However, "
-        if num_prompt_tokens >= limit:
+        if num_prompt_tokens > limit - (ask.max_tokens != 0):
             raise InvalidRequestError(
                 f"{opening}your {param} resulted in {num_prompt_tokens} tokens. "
                 f"Please reduce the length of the {param}.",
@@ -203,6 +214,13 @@ def _sampling(ask: Ask, *, max_tokens: int, seed: int, grammar: Grammar | None) 
         logprobs=0 if ask.logprobs is None and ask.best_of else ask.logprobs,
         grammar=grammar,
     )
+
+
+def _reading(ask: Ask) -> Scoring | Embedding | None:
+    if ask.embedding is not None:
+        pooling = Pooling(ask.embedding.pooling.value)
+        return Embedding(pooling=pooling, dimensions=ask.embedding.dimensions)
+    return Scoring(num_top=ask.logprobs or 0) if ask.scores_prompts else None
 
 
 def _checked(schema: Mapping[str, Any], param: str) -> Grammar:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Collection
 from typing import Final
 
-from engine.config import Sampling
-from engine.errors import PromptError
+from engine.compute.head import Head
+from engine.config import Embedding, Sampling, Scoring
+from engine.errors import PromptError, UnsupportedModelError
 
 MAX_COMPLETIONS: Final = 128
 MAX_TOP_LOGPROBS: Final = 20
@@ -23,7 +24,7 @@ _DECIMALS: Final[tuple[tuple[str, float, float], ...]] = (
 
 def check_sampling(sampling: Sampling, *, vocab_size: int, eos_token_ids: Collection[int]) -> None:
     """Raises PromptError for the first setting that is out of its range."""
-    _check_integer("max_tokens", sampling.max_tokens, 1, None)
+    _check_integer("max_tokens", sampling.max_tokens, 0, None)
     _check_integer("min_tokens", sampling.min_tokens, 0, sampling.max_tokens)
     _check_integer("n", sampling.n, 1, MAX_COMPLETIONS)
     _check_integer("top_k", sampling.top_k, 0, None)
@@ -40,6 +41,26 @@ def check_sampling(sampling: Sampling, *, vocab_size: int, eos_token_ids: Collec
     _check_one_can_follow(sampling, vocab_size, eos_token_ids)
     if sampling.grammar is not None:
         _check_beside_grammar(sampling, eos_token_ids)
+
+
+def check_reading(reading: Scoring | Embedding | None, head: Head | None) -> None:
+    """Raises PromptError for what cannot be read of a prompt, or not of this model."""
+    if reading is None:
+        return
+    if head is None:
+        raise _unreadable("its head is no plain matrix")
+    if isinstance(reading, Embedding):
+        if reading.dimensions is not None:
+            _check_integer("dimensions", reading.dimensions, 1, head.hidden_size)
+        return
+    _check_integer("logprobs", reading.num_top, 0, MAX_TOP_LOGPROBS)
+    if isinstance(head.tail, UnsupportedModelError):
+        raise _unreadable(str(head.tail))
+
+
+def _unreadable(fault: str) -> PromptError:
+    message = f"Prompts of this model can be neither scored nor embedded: {fault}."
+    return PromptError(message, code="unsupported_parameter", param="model")
 
 
 def _check_beside_grammar(sampling: Sampling, eos_token_ids: Collection[int]) -> None:

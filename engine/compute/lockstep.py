@@ -24,13 +24,15 @@ from engine.compute.routes import PARKED
 class MicroBatch:
     """Packed tokens of one forward call, all on the compute device.
 
-    `token_ids` and `positions` (1, tokens); `wanted` (sampled rows,) are the places in the packing
-    whose logits are needed. `hidden` says where its hidden states wait, if not where they are.
+    `token_ids` and `positions` (1, tokens); `wanted` (rows,) are the places in the packing whose
+    last hidden states are needed: the first `num_sampled` for their logits, the others to be read.
+    `hidden` says where its hidden states wait, if not where they are.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     wanted: torch.Tensor
+    num_sampled: int
     packing: Packing
     hidden: Hidden | None = None
 
@@ -66,17 +68,22 @@ class Lockstep:
         """
         return self._resume(micro_batch) is not PARKED
 
-    def run_head(self, head: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Run the gated head once for the rows of all micro-batches, (rows, hidden) to
-        (rows, vocabulary), and let each forward end; `logits` are then there.
+    def run_head(self, head: Callable[[torch.Tensor, list[torch.Tensor]], torch.Tensor]) -> None:
+        """Run the gated head once for the sampled rows of all micro-batches, (rows, hidden) to
+        (rows, vocabulary), and let each forward end; `logits` are then there. Beside them `head` is
+        given what is to be read, (rows, hidden) of each micro-batch.
         """
         inputs = [hidden for hidden in self._at_head if hidden is not None]
         assert len(inputs) == len(self._forwards), "every micro-batch asks for its logits once"
-        rows = torch.cat([hidden.reshape(-1, hidden.shape[-1]) for hidden in inputs])
-        ends = torch.split(head(rows), [hidden.shape[:-1].numel() for hidden in inputs])
+        counts = [batch.num_sampled for batch in self._micro_batches]
+        rows = [hidden.reshape(-1, hidden.shape[-1]) for hidden in inputs]
+        sampled = torch.cat([each[:count] for each, count in zip(rows, counts, strict=True)])
+        read = [each[count:] for each, count in zip(rows, counts, strict=True)]
+        ends = torch.split(head(sampled, read), counts)
+        leading = [hidden.shape[:-2] for hidden in inputs]
         self._at_head = [None] * len(inputs)
-        for index, (hidden, logits) in enumerate(zip(inputs, ends, strict=True)):
-            self._resume(index, logits.view(*hidden.shape[:-1], logits.shape[1]))
+        for index, (shape, logits) in enumerate(zip(leading, ends, strict=True)):
+            self._resume(index, logits.view(*shape, *logits.shape))
 
     def _resume(self, index: int, answer: torch.Tensor | None = None) -> Any:
         self._context.packing = self._micro_batches[index].packing

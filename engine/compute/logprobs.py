@@ -12,6 +12,7 @@ from engine.compute.masses import log_total, masses
 from engine.config import TokenLogprobs
 
 _LOW_BITS: Final = 32
+_HIGHEST_ID: Final = 2**_LOW_BITS - 1
 
 
 def score(logits: torch.Tensor, token_ids: torch.Tensor, *, num_top: int) -> torch.Tensor:
@@ -49,10 +50,25 @@ def _likeliest(logits: torch.Tensor, count: int) -> torch.Tensor:
     """
     if not count:
         return torch.empty((len(logits), 0), dtype=torch.long, device=logits.device)
+    return ids_of(keys_of(logits).topk(count, dim=-1).values)
+
+
+def keys_of(logits: torch.Tensor, *, first_id: int = 0) -> torch.Tensor:
+    """int64 keys of float32 (rows, tokens) logits, larger for likelier tokens and for lower ids among
+    equals; no two of a row are equal.
+    """
     bits = (logits + 0.0).view(torch.int32)  # -0.0 becomes 0.0
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    highest_id = 2**_LOW_BITS - 1
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    keys = bits.to(torch.int64).mul_(2**_LOW_BITS).add_(highest_id - ids)
-    found: torch.Tensor = highest_id - (keys.topk(count, dim=-1).values & highest_id)
-    return found
+    ids = torch.arange(first_id, first_id + logits.shape[1], device=logits.device)
+    return bits.to(torch.int64).mul_(2**_LOW_BITS).add_(_HIGHEST_ID - ids)
+
+
+def ids_of(keys: torch.Tensor) -> torch.Tensor:
+    """The token ids that keys were made of."""
+    return _HIGHEST_ID - (keys & _HIGHEST_ID)
+
+
+def logits_of(keys: torch.Tensor) -> torch.Tensor:
+    """The float32 logits that keys were made of."""
+    bits = (keys >> _LOW_BITS).to(torch.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)

@@ -33,6 +33,12 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return list(_layer_list(model)[1])
 
 
+def decoder_of(model: nn.Module) -> nn.Module:
+    """What runs the layers, and gives their last hidden states, normed."""
+    prefix, _ = _layer_list(model)
+    return model.get_submodule(prefix.removesuffix(".").rpartition(".")[0])
+
+
 def layer_group(layer: int) -> str:
     return f"layers.{layer}"
 

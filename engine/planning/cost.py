@@ -26,7 +26,8 @@ HEAD_TILE_BYTES: Final = 32 * 2**20
 dtype."""
 
 SAMPLING_BYTES: Final = 32 * 2**20
-"""Copies of logits that are sampled from at once, a few rows of them, beside the logits themselves."""
+"""Copies of logits that are sampled from at once, a few rows of them, beside the logits themselves;
+before that, the tiles of logits that prompts' tokens are scored in."""
 
 _SCRATCH_BYTES: Final = 4 * TILE_BYTES  # a tile, its copy inside the kernel, two products
 _RUNTIME_BYTES: Final = 48 * 2**20  # the model's modules, threads, allocators' slack

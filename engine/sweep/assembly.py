@@ -12,7 +12,7 @@ import torch
 
 from engine.compute.attention import AttentionContext, attach
 from engine.compute.fetched import Fetched
-from engine.compute.head import gated_head
+from engine.compute.head import Head, gated_head
 from engine.compute.linear import Multiplier, attach_multiplier
 from engine.compute.lockstep import gate_layers
 from engine.compute.routes import Beside, Here, Route
@@ -42,6 +42,7 @@ class Assembly:
     executor: Executor
     weights: WeightSource
     micro_batches: MicroBatches
+    head: Head | None
     max_row_tokens: int
 
 
@@ -73,12 +74,13 @@ def assemble(
     recorder.gemm_chosen(multiplier.gemm.reason)
     micro_batches = MicroBatches(policy, context, spill_dir=spill_dir, device=device)
     undo.callback(micro_batches.close)
+    head = gated_head(model, weights, multiplier)
     executor = Executor(
         model,
         num_layers=len(decoder_layers(model)),
         num_attentions=len(kv_shapes(config)),
         weights=weights,
-        head=gated_head(model, weights, multiplier),
+        head=head,
         context=context,
         micro_batches=micro_batches,
         eos_token_ids=sorted(eos_token_ids),
@@ -91,6 +93,7 @@ def assemble(
         executor=executor,
         weights=weights,
         micro_batches=micro_batches,
+        head=head,
         max_row_tokens=max(cache.num_tokens for cache in caches),
     )
 

@@ -5,8 +5,11 @@ Holds the KV runs of its rows and knows when a row is finished; computes nothing
 
 import bisect
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
+
+import torch
 
 from engine.compute.sampling import Sampled
 from engine.config import Completion, FinishReason
@@ -26,6 +29,8 @@ _KEPT_ONCE_TOKENS: Final = 256
 """A prefix shorter than this is computed once, and copied to each row where room is plenty: to read
 it where it lies takes a call of its own in every layer of every sweep.
 """
+
+_NOTHING_READ: Final[Mapping[Row, torch.Tensor]] = types.MappingProxyType({})
 
 
 class Block:
@@ -76,7 +81,7 @@ class Block:
             self._waiting.insert(ahead[-1] + 1 if ahead else 0, row)
         else:
             self._waiting.append(row)
-        bisect.insort(self._prompts, row.prompt.token_ids)
+        bisect.insort(self._prompts, _likeness(row))
 
     def drop(self, key: str) -> None:
         """Drop all rows of a prompt."""
@@ -124,11 +129,14 @@ class Block:
         self,
         shares: Sequence[Share],
         tokens: Iterable[Sampled],
+        readings: Mapping[Row, torch.Tensor] = _NOTHING_READ,
         *,
         is_end: Callable[[Row, int], FinishReason | None],
         complete: Callable[[Row, FinishReason], Completion],
     ) -> list[Completion]:
-        """Take one sweep's outcome: `tokens` are those of the sampling shares, in order."""
+        """Take one sweep's outcome: `tokens` are those of the sampling shares, in order, `readings`
+        those of the shares that are read.
+        """
         sampled = iter(tokens)
         completions = []
         for share in shares:
@@ -138,7 +146,13 @@ class Block:
                 row.num_found -= share.num_tokens
                 continue
             samples = share.samples
+            if row in readings:
+                row.num_read = share.read_positions.stop
+                row.readings.append(readings[row])
             row.num_cached += share.num_tokens
+            if not row.generates and not row.num_pending:
+                completions.append(complete(row, FinishReason.LENGTH))
+                self._leave(row)
             if not samples:
                 continue
             token_id, logprobs = next(sampled)
@@ -214,10 +228,8 @@ class Block:
         return True
 
     def _prefix_of(self, row: Row, home: Home) -> Prefix | None:
-        """What the row shares with rows that came before it or are still waiting. At least its last
-        prompt token stays its own: it has to be computed to go on from there.
-        """
-        token_ids = row.prompt.token_ids[:-1]
+        """What the row shares with rows that came before it or are still waiting, as far as it may."""
+        token_ids = row.prompt.sharable_token_ids
         prefix = home.prefixes.find(token_ids)
         start = prefix.end if prefix else 0
         end = min(self._num_common(row), len(token_ids)) // KV_PAGE_TOKENS * KV_PAGE_TOKENS
@@ -227,12 +239,12 @@ class Block:
 
     def _num_common(self, row: Row) -> int:
         """The most leading tokens that the waiting row has in common with another waiting one."""
-        at = bisect.bisect_left(self._prompts, row.prompt.token_ids)
+        at = bisect.bisect_left(self._prompts, _likeness(row))
         near = [self._prompts[i] for i in (at - 1, at + 1) if 0 <= i < len(self._prompts)]
         return max((num_common(row.prompt.token_ids, other) for other in near), default=0)
 
     def _forget_prompt(self, row: Row) -> None:
-        del self._prompts[bisect.bisect_left(self._prompts, row.prompt.token_ids)]
+        del self._prompts[bisect.bisect_left(self._prompts, _likeness(row))]
 
     # -- who makes room --------------------------------------------------------------------
 
@@ -294,7 +306,7 @@ class Block:
         self._on_preempt(row)
         row.num_cached = 0
         self._waiting.appendleft(row)
-        bisect.insort(self._prompts, row.prompt.token_ids)
+        bisect.insort(self._prompts, _likeness(row))
         self.num_preempted += 1
 
     def _is_empty(self, home: Home | None) -> bool:
@@ -312,3 +324,8 @@ class Block:
             if prefix is not None:
                 row.home.prefixes.release(prefix)
         row.home, row.run, row.prefix, row.source = None, None, None, None
+
+
+def _likeness(row: Row) -> tuple[int, ...]:
+    """What others may find to have in common with the row: nothing, if it shares nothing."""
+    return row.prompt.token_ids if row.prompt.sharable_token_ids else ()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from engine.config import Completion, FinishReason
+from engine.sweep.readings import embedding, prompt_logprobs
 from engine.sweep.rows import Row
 from engine.tokenizer import Tokenizer
 
@@ -39,7 +40,8 @@ class Endings:
 
     def complete(self, row: Row, reason: FinishReason) -> Completion:
         """What the ended row has to say, without the end token or stop string that ended it."""
-        num_kept = len(row.generated) - self._ends(row, row.generated[-1])
+        is_ended = bool(row.generated) and self._ends(row, row.generated[-1])
+        num_kept = len(row.generated) - is_ended
         token_ids = row.generated[:num_kept]
         text = self._tokenizer.decode(token_ids)
         end = self._stop_at(row, text) if reason is FinishReason.STOP else None
@@ -54,6 +56,9 @@ class Endings:
             num_generated=len(row.generated),
             num_cached_tokens=max(0, row.num_found),
             logprobs=tuple(row.logprobs[:num_kept]) if asked else None,
+            end_logprobs=row.logprobs[-1] if asked and is_ended else None,
+            prompt_logprobs=prompt_logprobs(row),
+            embedding=embedding(row),
         )
 
     def _ends(self, row: Row, token: int) -> bool:

@@ -4,7 +4,7 @@ It obeys the schedule and knows neither why rows take part nor what becomes of t
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,10 +17,20 @@ from engine.errors import EngineError, UnsupportedModelError
 from engine.memory.weights import WeightSource
 from engine.planning.flops import Work
 from engine.sweep.micro_batches import MicroBatches
-from engine.sweep.rows import Share
+from engine.sweep.readings import Readings
+from engine.sweep.rows import Row, Share
 from engine.sweep.schedule import steps, with_next
 from engine.sweep.step_clock import StepClock
 from engine.timeline import Timeline, Track
+
+
+class Swept(NamedTuple):
+    """What a sweep brought: the tokens of the shares that sample, in order, and the readings of the
+    rows that are read.
+    """
+
+    tokens: list[Sampled]
+    readings: dict[Row, torch.Tensor]
 
 
 class Executor:
@@ -53,31 +63,34 @@ class Executor:
         self._work = work
         self._timeline = timeline
 
-    def run(self, shares: Sequence[Share]) -> list[Sampled]:
-        """Sweep once; the next tokens of the shares that sample, in order.
-
-        Raises EngineError, or what the model raised; the rows are then as they were before.
+    def run(self, shares: Sequence[Share]) -> Swept:
+        """Sweep once. Raises EngineError, or what the model raised; the rows are then as they were
+        before.
         """
         parts = self._micro_batches.cut(shares)
+        readings = Readings(parts, vocab_size=self._head.vocab_size if self._head else 0)
         with torch.inference_mode():
             clock = StepClock(self._timeline, self._device)
-            logits = self._forward(self._micro_batches.make(parts), clock)
+            logits = self._forward(self._micro_batches.make(parts), readings, clock)
             with clock.span(Track.SAMPLING, "sampling"):
                 tokens = [
                     token
                     for part, rows in zip(parts, logits, strict=True)
                     for token in self._sample(part, rows)
                 ]
+            found = readings.by_row()
         clock.settle()
-        return tokens
+        return Swept(tokens, found)
 
-    def _forward(self, batches: Sequence[MicroBatch], clock: StepClock) -> list[torch.Tensor]:
+    def _forward(
+        self, batches: Sequence[MicroBatch], readings: Readings, clock: StepClock
+    ) -> list[torch.Tensor]:
         self._context.num_calls = 0
         self._weights.begin(sum(batch.token_ids.shape[1] for batch in batches))
         with Lockstep(self._model, self._context, batches) as lockstep:
             try:
                 self._walk(lockstep, batches, clock)
-                self._run_head(lockstep, batches, clock)
+                self._run_head(lockstep, batches, readings, clock)
                 self._context.settle()
             except BaseException:
                 self._context.abandon()
@@ -118,13 +131,20 @@ class Executor:
                 del parked[0]
 
     def _run_head(
-        self, lockstep: Lockstep, batches: Sequence[MicroBatch], clock: StepClock
+        self,
+        lockstep: Lockstep,
+        batches: Sequence[MicroBatch],
+        readings: Readings,
+        clock: StepClock,
     ) -> None:
-        """Once for all rows that sample; a head that is not gated has run with the last layer."""
-        if self._head is not None:
-            num_rows = sum(len(batch.wanted) for batch in batches)
+        """Once for all rows that sample and all tokens that are scored; a head that is not gated has
+        run with the last layer, and nothing is read there.
+        """
+        head = self._head
+        if head is not None:
+            num_rows = sum(batch.num_sampled for batch in batches) + readings.num_scored
             with clock.span(Track.HEAD, "head", flops=self._work.head_flops(num_rows)):
-                lockstep.run_head(self._head)
+                lockstep.run_head(lambda sampled, read: head(sampled, readings.begin(read)))
 
     def _layer_flops(self, layer: int, batch: MicroBatch) -> int:
         seen = batch.packing.attended(self._work.windows[layer])

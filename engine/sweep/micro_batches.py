@@ -59,17 +59,24 @@ class MicroBatches:
     def _micro_batch(self, index: int, part: Sequence[Share]) -> MicroBatch:
         token_ids: list[int] = []
         segments: list[Segment] = []
-        wanted: list[int] = []
+        sampled: list[int] = []
+        scored: list[int] = []
+        pooled: list[int] = []
         for share in part:
-            segments.append(share.segment(start=len(token_ids)))
+            start = len(token_ids)
+            segments.append(share.segment(start=start))
             token_ids += share.token_ids()
             if share.samples:
-                wanted.append(len(token_ids) - 1)
+                sampled.append(len(token_ids) - 1)
+            read = scored if share.is_scored else pooled
+            read += [start + at - share.row.num_cached for at in share.read_positions]
+        wanted = [*sampled, *scored, *pooled]  # the order that `Readings` counts on
         positions = [at for segment in segments for at in range(segment.past, segment.context)]
         return MicroBatch(
             token_ids=torch.tensor([token_ids], device=self._device),
             positions=torch.tensor([positions], device=self._device),
             wanted=torch.tensor(wanted, dtype=torch.long, device=self._device),
+            num_sampled=len(sampled),
             packing=self._packing(segments, part[0]),
             hidden=self._hidden_of(index),
         )

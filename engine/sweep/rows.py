@@ -6,8 +6,10 @@ Knows where each row's keys and values lie; not who comes in, goes on or makes r
 import dataclasses
 from collections.abc import Sequence
 
+import torch
+
 from engine.compute.segments import Segment
-from engine.config import Prompt, TokenLogprobs
+from engine.config import Prompt, Scoring, TokenLogprobs
 from engine.grammar import Matcher
 from engine.memory.kv_cache import KVCache
 from engine.memory.pages import PageRun, pages_for
@@ -61,6 +63,8 @@ class Row:
     index: int = 0
     generated: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # if asked for
+    num_read: int = 0  # of the prompt, up to where its hidden states were read
+    readings: list[torch.Tensor] = dataclasses.field(default_factory=list)  # chunk by chunk
     num_cached: int = 0
     home: Home | None = None
     run: PageRun | None = None
@@ -78,6 +82,11 @@ class Row:
     def num_pending(self) -> int:
         """Tokens not yet in the cache: 1 while decoding, more while a prompt is prefilled."""
         return self.num_tokens - self.num_cached
+
+    @property
+    def generates(self) -> bool:
+        """Or else it ends with its prompt."""
+        return self.prompt.sampling.max_tokens > 0
 
     @property
     def num_shared(self) -> int:
@@ -102,8 +111,25 @@ class Share:
 
     @property
     def samples(self) -> bool:
-        """Whether the row's last pending token is among them."""
-        return self.prefix is None and self.num_tokens == self.row.num_pending
+        """Whether the row's last pending token is among them, and another one is to follow."""
+        is_last = self.prefix is None and self.num_tokens == self.row.num_pending
+        return is_last and self.row.generates
+
+    @property
+    def read_positions(self) -> range:
+        """Of its tokens in the row, those whose hidden states are read: none that was before, when
+        the row was computed for the first time.
+        """
+        row, wanted = self.row, self.row.prompt.read_positions
+        if not wanted or self.prefix is not None:
+            return range(0)
+        first = max(wanted.start, row.num_read, row.num_cached)
+        return range(first, max(first, min(wanted.stop, row.num_cached + self.num_tokens)))
+
+    @property
+    def is_scored(self) -> bool:
+        """What is read is scored, or else pooled."""
+        return isinstance(self.row.prompt.reading, Scoring)
 
     @property
     def tier(self) -> Tier:

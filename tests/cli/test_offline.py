@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import cli.run
 import worker.model
 from cli.errors import StartError
+from cli.file_workload import waiting_of
 from cli.main import app
 from cli.offline import OfflineRun, Tally, open_batch
 from cli.result_files import ResultPaths, open_results
@@ -20,6 +21,7 @@ from engine.errors import EngineError, PromptError
 from engine.sweep.report import Report
 from jobs.ledger.ledger import Model
 from jobs.settings import Settings
+from tests.support.fake_engine import FakeEngine, FakeTokenizer
 from worker.model import Loaded
 from worker.render import Renderer
 
@@ -145,6 +147,39 @@ def test_every_line_is_answered_and_the_block_kept_full(tmp_path: Path) -> None:
     assert (tally.num_answered, tally.output_tokens) == (8, 16)
     assert engine.most_rows == engine.block_rows
     assert not (tmp_path / "out.errors.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "told"),
+    [
+        (
+            "/v1/completions",
+            {"prompt": "ab", "echo": True, "logprobs": 1, "max_tokens": 0},
+            {"text": "ab", "token_logprobs": [None, -0.25]},
+        ),
+        ("/v1/embeddings", {"input": ["ab", "c"]}, {"dimensions": [2, 2]}),
+    ],
+)
+def test_texts_are_scored_and_embedded(
+    tmp_path: Path, url: str, body: dict[str, Any], told: dict[str, Any]
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    line = {"custom_id": "a", "method": "POST", "url": url, "body": {"model": "any", **body}}
+    source.write_text(json.dumps(line))
+    batch = open_batch(source, Settings(state_dir=tmp_path))
+    renderer = Renderer(tokenizer=FakeTokenizer(), max_context_tokens=100)
+    assert waiting_of(batch, renderer) is not None
+    with open_results(ResultPaths.beside(source, out), resume=False) as files:
+        run = OfflineRun(batch, engine=FakeEngine(), renderer=renderer, files=files)
+        run.go(lambda tally: None)
+    assert (run.tally.num_answered, run.tally.output_tokens) == (1, 0)
+    (answer,) = (each["response"]["body"] for each in _read(out))
+    if url.endswith("embeddings"):
+        assert [len(each["embedding"]) for each in answer["data"]] == told["dimensions"]
+        assert answer["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    else:
+        assert answer["choices"][0]["text"] == told["text"]
+        assert answer["choices"][0]["logprobs"]["token_logprobs"] == told["token_logprobs"]
 
 
 def test_lines_that_cannot_run_are_errors_beside_the_output(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """Checklist 123 to 130: what bodies ask of a model, answered by a real tiny one on real routes."""
 
+import base64
 import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
-from openai.types import Completion
+import torch
+import transformers
+from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
@@ -18,6 +22,7 @@ from tests.support.service import CHAT, COMPLETIONS, Service
 from tests.support.tiny_models import write_tiny_model, write_tiny_tokenizer
 
 RESPONSES = "/v1/responses"
+EMBEDDINGS = "/v1/embeddings"
 TEMPLATE = "{% for each in messages %}{{ each['content'] }}{% endfor %}{# <tool_call> #}{{ tools }}"
 SCHEMA = {
     "type": "object",
@@ -131,7 +136,9 @@ def test_126_a_forced_function_is_called(real: Service) -> None:
     assert set(json.loads(call.function.arguments)) == {"ok", "size"}
 
 
-def test_prompts_by_choices_and_a_default_of_sixteen(real: Service) -> None:
+def test_127_prompts_by_choices_a_default_of_sixteen_and_texts_that_are_scored(
+    real: Service,
+) -> None:
     lines = [
         completion_line(0, prompt=["ab", "cd"], n=2, max_tokens=2, echo=True, ignore_eos=True),
         chat_without_limit(1),
@@ -143,6 +150,83 @@ def test_prompts_by_choices_and_a_default_of_sixteen(real: Service) -> None:
     assert [choice.text[:2] for choice in several.choices] == ["ab", "ab", "cd", "cd"]
     assert default.usage is not None
     assert default.usage.completion_tokens == 16
+    scoring = {"echo": True, "logprobs": 2, "max_tokens": 0}
+    token_ids = [5, 9, 77, 60]
+    lines = [
+        completion_line(0, prompt="hello", **scoring),
+        completion_line(1, prompt=[token_ids, [8, 9]], n=2, **scoring),
+        completion_line(2, prompt=token_ids, **scoring | {"max_tokens": 1, "ignore_eos": True}),
+    ]
+    # As the client makes them: its types have no null for the first token.
+    text, tokens, more = (
+        Completion.construct(**body) for body in answers(real, lines, COMPLETIONS)
+    )
+    assert (text.choices[0].text, text.choices[0].finish_reason) == ("hello", "length")
+    told = text.choices[0].logprobs
+    assert told is not None
+    assert told.tokens == list("hello")
+    assert told.text_offset == [0, 1, 2, 3, 4]
+    assert [choice.index for choice in tokens.choices] == [0, 1, 2, 3]
+    assert tokens.choices[0].logprobs == tokens.choices[1].logprobs
+    assert tokens.usage is not None
+    assert (tokens.usage.completion_tokens, tokens.usage.prompt_tokens) == (0, 6)
+    require_scores(real, token_ids, tokens.choices[0].logprobs)
+    require_scores(real, token_ids, more.choices[0].logprobs)
+    assert more.choices[0].logprobs is not None
+    assert len(more.choices[0].logprobs.tokens or []) == 5
+
+
+def require_scores(service: Service, token_ids: list[int], told: Any) -> None:
+    """As evaluation harnesses read them: nothing of the first token, then the library's own."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        service.box.settings.model, dtype=torch.float32
+    )
+    with torch.inference_mode():
+        logits = model(torch.tensor([token_ids])).logits[0]
+    expected = logits.double().log_softmax(dim=-1)
+    assert (told.token_logprobs[0], told.top_logprobs[0]) == (None, None)
+    for at, token_id in enumerate(token_ids[1:], start=1):
+        value = float(expected[at - 1, token_id])
+        assert told.token_logprobs[at] == pytest.approx(value, abs=1e-4)
+        assert max(told.top_logprobs[at].values()) == pytest.approx(
+            float(expected[at - 1].max()), abs=1e-4
+        )
+        assert told.top_logprobs[at][told.tokens[at]] == told.token_logprobs[at]
+
+
+def test_128_embeddings_as_numbers_and_as_bytes(real: Service) -> None:
+    texts = ["a ship", "a train", "a ship"]
+    asked: list[dict[str, Any]] = [
+        {"input": texts},
+        {"input": texts, "encoding_format": "base64"},
+        {"input": "a train", "dimensions": 7, "pooling": "mean", "user": "me"},
+        {"input": [[5, 6, 7], [8]]},
+        {"input": "a train", "dimensions": 65},
+    ]
+    lines = [embedding_line(index, **body) for index, body in enumerate(asked)]
+    numbers, raw, short, tokens, refused = answers(real, lines, EMBEDDINGS)
+    parsed = [
+        CreateEmbeddingResponse.model_validate(body, strict=True)
+        for body in (numbers, short, tokens)
+    ]
+    assert [each.index for each in parsed[0].data] == [0, 1, 2]
+    first, second, third = (np.array(each.embedding, dtype="<f4") for each in parsed[0].data)
+    assert np.linalg.norm(first) == pytest.approx(1, abs=1e-6)
+    assert first.tobytes() == third.tobytes() != second.tobytes()
+    assert [base64.b64decode(each["embedding"]) for each in raw["data"]] == [
+        each.tobytes() for each in (first, second, third)
+    ]
+    assert (parsed[0].usage.prompt_tokens, parsed[0].usage.total_tokens) == (6 + 7 + 6, 19)
+    assert [len(each.embedding) for each in (*parsed[1].data, *parsed[2].data)] == [7, 64, 64]
+    assert parsed[2].usage.prompt_tokens == 4
+    assert refused["error"]["param"] == "dimensions"
+
+
+def embedding_line(index: int, **body: Any) -> str:
+    fields = {"model": MODEL, **body}
+    return json.dumps(
+        {"custom_id": f"c-{index}", "method": "POST", "url": EMBEDDINGS, "body": fields}
+    )
 
 
 def chat_without_limit(index: int) -> str:

@@ -9,9 +9,6 @@ NUM_POINTS = 136
 
 NOT_BUILT_YET = {
     66: "priority, as an extension of the batch",
-    78: "embeddings",
-    127: "echo with logprobs: prompts are not scored",
-    128: "embeddings",
     133: "webhooks",
     134: "webhooks",
     136: "the client's own resource tests, which ask for a server with fixed ids",

@@ -37,8 +37,7 @@ RESPONSES = "/v1/responses"
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 TINY: dict[str, Any] = {"model": MODEL, "messages": HI}
 JSON = {"content-type": "application/json"}
-WHOLE: dict[str, Any] = {"model": "m", "messages": HI, "prompt": "x", "input": "x"}
-NAMES = sorted({each.name for table in PARAMETERS.values() for each in table} | {"odd"})
+TEXTS: dict[str, Any] = {"messages": HI, "prompt": "x", "input": "x"}
 NOTHING = {"name": "x", "schema": {"not": {}}}
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
@@ -64,6 +63,18 @@ def test_every_endpoint_of_batches_answers_by_itself(service: Service) -> None:
     response = service.client.responses.create(model=MODEL, input="hi", max_output_tokens=16)
     assert len(response.output_text) == 16
     assert len({chat.id, plain.id, response.id}) == 3
+    vectors = service.client.embeddings.create(model=MODEL, input=["a", "bc"])
+    assert [each.index for each in vectors.data] == [0, 1]
+    assert vectors.usage.prompt_tokens == 3
+
+
+def test_a_prompt_is_scored_as_evaluation_harnesses_ask(service: Service) -> None:
+    (choice,) = service.client.completions.create(
+        model=MODEL, prompt=[97, 98, 99], max_tokens=0, logprobs=1, echo=True
+    ).choices
+    assert choice.text == "abc"
+    assert choice.logprobs is not None
+    assert choice.logprobs.token_logprobs == [None, -0.25, -0.25]
 
 
 def test_a_rider_is_answered_as_a_line_is(service: Service) -> None:
@@ -260,13 +271,20 @@ def test_what_no_line_may_be_no_rider_may(http: httpx2.Client, body: bytes) -> N
     assert "parse" in str(error_of(answer)["message"])
 
 
-@given(
-    st.sampled_from(list(Endpoint)),
-    st.dictionaries(st.sampled_from(NAMES), values, max_size=4).map(lambda more: WHOLE | more),
-)
+def bodies_of(endpoint: Endpoint) -> st.SearchStrategy[tuple[Endpoint, dict[str, Any]]]:
+    """A right one, with some of what it may have besides."""
+    names = [each.name for each in PARAMETERS[endpoint]]
+    right = {"model": "m", names[0]: TEXTS[names[0]]}
+    assert parse_rider_request(json.dumps(right).encode(), endpoint).body == right
+    more = st.dictionaries(st.sampled_from([*names, "odd"]), values, max_size=4)
+    return more.map(lambda changes: (endpoint, right | changes))
+
+
+@given(st.sampled_from(list(Endpoint)).flatmap(bodies_of))
 def test_a_body_is_taken_or_refused_and_raises_nothing_else(
-    endpoint: Endpoint, body: dict[str, Any]
+    asking: tuple[Endpoint, dict[str, Any]],
 ) -> None:
+    endpoint, body = asking
     raw = json.dumps(body).encode()
     with contextlib.suppress(RequestError):
         asked = parse_rider_request(raw, endpoint)

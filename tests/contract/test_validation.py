@@ -134,6 +134,31 @@ def test_077_fifty_thousand_lines_and_no_more() -> None:
     assert inspected(50_001) == [("request_limit_exceeded", None)]
 
 
+def embedding_line(index: int, num_inputs: int) -> str:
+    inputs: object = [f"text {at}" for at in range(num_inputs)] if num_inputs else "text"
+    fields = {"url": "/v1/embeddings", "body": {"model": "tiny", "input": inputs}}
+    return json.dumps(json.loads(completion_line(index)) | fields)
+
+
+@pytest.mark.parametrize(("num_more", "code"), [(0, None), (1, "embedding_input_limit_exceeded")])
+def test_078_fifty_thousand_inputs_over_all_lines_and_no_more(
+    num_more: int, code: str | None
+) -> None:
+    inspection = Inspection(
+        endpoint=Endpoint.EMBEDDINGS,
+        served_model="tiny",
+        max_lines=50_000,
+        max_line_bytes=10 * 2**20,
+    )
+    counts = [2_000] * 24 + [1_999, 0, *[1] * num_more]
+    faults = inspection.look(
+        InputLine(number=at + 1, offset_bytes=0, raw=embedding_line(at, count).encode())
+        for at, count in enumerate(counts)
+    )
+    assert inspection.num_inputs == 50_000 + num_more
+    assert [(fault.code, fault.line) for fault in faults] == ([(code, None)] if code else [])
+
+
 def test_079_marks_line_ends_and_blanks_do_not_matter(service: Service) -> None:
     raw = b"\xef\xbb\xbf" + f"{line(0)}\r\n\r\n  \n{line(1)}\n{line(2)}".encode()
     batch = service.run(raw)

@@ -12,11 +12,12 @@ import transformers
 
 from engine.compute.draws import Draw
 from engine.compute.sampling import Sampled, sample
-from engine.config import Budgets, Sampling
+from engine.config import Budgets, Embedding, Sampling, Scoring
 from engine.engine import Engine
 from engine.planning.policy import Tier
 from tests.support.oracle import Answer, oracle_answer, ragged_prompts
 from tests.support.policies import streaming
+from tests.support.readings import prompts, require_embedding, require_scores
 from tests.support.tiny_models import TINY_MODELS, write_tiny_model
 
 pytestmark = pytest.mark.gpu
@@ -63,6 +64,26 @@ def test_greedy_tokens_on_a_gpu_equal_generate(
     assert {key: completion.token_ids for key, completion in found.items()} == {
         key: tokens for key, (tokens, _) in expected.items()
     }
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("placement", ["all on the GPU", "all three tiers"])
+def test_prompts_are_read_on_a_gpu_as_the_library_does(
+    tmp_path: Path, name: str, placement: str
+) -> None:
+    folder = write_tiny_model(tmp_path / "model", name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    bare = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
+    resident, hosted = PLACEMENTS[placement]
+    budgets = Budgets(gpu_bytes=GIB, host_bytes=GIB, disk_bytes=GIB, spill_dir=tmp_path)
+    policy = streaming(resident, hosted=hosted, sweep_tokens=48, micro_batch_tokens=16)
+    with Engine.load(folder, budgets=budgets, policy=policy, compute_dtype="float32") as engine:
+        found = {completion.key: completion for completion in engine.generate(prompts())}
+    for prompt in prompts():
+        if isinstance(prompt.reading, Scoring):
+            require_scores(model, prompt, found[prompt.key].prompt_logprobs)
+        elif isinstance(prompt.reading, Embedding):
+            require_embedding(bare, prompt, found[prompt.key].embedding)
 
 
 SAMPLINGS = (

@@ -94,11 +94,11 @@ REFUSED: Final = {
         "prompt",
         r"id -1 is not",
     ),
-    "no_tokens_wanted": (
-        prompt_of(max_tokens=0),
+    "fewer_tokens_than_none": (
+        prompt_of(max_tokens=-1),
         "integer_below_min_value",
         "max_tokens",
-        r"Expected a value >= 1, but got 0",
+        r"Expected a value >= 0, but got -1",
     ),
     "hot_as_the_sun": (
         prompt_of(temperature=math.inf),

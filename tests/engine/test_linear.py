@@ -15,6 +15,9 @@ from engine.compute import linear as linear_module
 from engine.compute.gemm import Gemm, choose_gemm, kernels_for, products_with
 from engine.compute.head import Head
 from engine.compute.linear import MULTIPLIER_ATTRIBUTE, Multiplier, attach_multiplier
+from engine.compute.logprobs import score
+from engine.compute.scores import RunningScores
+from engine.compute.tail import Tail
 from engine.memory.matrix import Matrix, Slice, Stack
 from engine.memory.weights import WeightCounters
 
@@ -264,6 +267,10 @@ def test_the_head_is_its_resident_rows_and_each_tile_once(num_rows: int) -> None
     tiles = Tiles(weight, module.weight.slices[1:])
     for part in module.weight.slices[1:]:
         part.unbind()
-    head = Head(module, tiles, Multiplier(TORCH, CPU))
-    torch.testing.assert_close(head(hidden), expected)
+    head = Head(module, tiles, Multiplier(TORCH, CPU), tail=Tail(()))
+    scored = RunningScores(hidden, range(num_rows), num_top=3)
+    torch.testing.assert_close(head(hidden, [scored]), expected)
     assert tiles.visits == [4, 5, 6]
+    torch.testing.assert_close(
+        scored.table(), score(expected, torch.arange(num_rows), num_top=3), atol=1e-5, rtol=0
+    )

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 
 from jobs.batch import Endpoint
-from jobs.bodies import parse_body
+from jobs.bodies import Ask, parse_body
+from jobs.embeddings import EmbeddingAsk, num_inputs
 from jobs.errors import InvalidRequestError
 from jobs.parameters import PARAMETERS, Parameter, Support
 
 COMPLETIONS = Endpoint.COMPLETIONS
 CHAT = Endpoint.CHAT_COMPLETIONS
+EMBEDDINGS = Endpoint.EMBEDDINGS
 RESPONSES = Endpoint.RESPONSES
 HALF = "a\ud800b"
 
@@ -58,8 +60,8 @@ def test_a_refusal_quotes_no_more_than_a_little(body: dict[str, Any]) -> None:
 
 
 def plain(endpoint: Endpoint) -> dict[str, Any]:
-    own = {CHAT: message(), COMPLETIONS: {"prompt": "x"}, RESPONSES: {"input": "x"}}
-    return {"model": "m"} | own[endpoint]
+    own = {CHAT: message(), COMPLETIONS: {"prompt": "x"}}
+    return {"model": "m"} | own.get(endpoint, {"input": "x"})
 
 
 REFUSED = [
@@ -202,11 +204,46 @@ def test_a_format_is_a_schema(given: object, schema: object) -> None:
     assert parse_body(plain(CHAT) | {"response_format": given}, CHAT).schema == schema
 
 
-def test_an_echo_with_logprobs_is_refused() -> None:
-    assert parse_body(plain(COMPLETIONS) | {"echo": True}, COMPLETIONS).echo
+def test_prompts_are_scored_by_an_echo_with_logprobs() -> None:
+    def ask(**asked: Any) -> Ask:
+        return parse_body(plain(COMPLETIONS) | asked, COMPLETIONS)
+
+    assert ask(echo=True, logprobs=0).scores_prompts
+    assert not ask(echo=True).scores_prompts
+    assert not ask(logprobs=5).scores_prompts
+    assert ask(max_tokens=0, n=3, best_of=4).num_texts == 1
+    assert (ask(max_tokens=0).max_tokens, ask(max_tokens=None).max_tokens) == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "param"),
+    [
+        ({"input": ""}, "invalid_value", "input"),
+        ({"input": ["a", ""]}, "invalid_value", "input[1]"),
+        ({"input": [[1], []]}, "invalid_value", "input[1]"),
+        ({"input": {"text": "a"}}, "invalid_type", "input"),
+        ({"input": ["a", 1]}, "invalid_type", "input[1]"),
+        ({"input": [1, "a"]}, "invalid_type", "input[0]"),
+        ({"input": HALF}, "invalid_value", "input"),
+        ({"input": ["a"] * 2049}, "array_above_max_length", "input"),
+        ({"encoding_format": "hex"}, "invalid_value", "encoding_format"),
+        ({"pooling": "first"}, "invalid_value", "pooling"),
+        ({"dimensions": 0}, "integer_below_min_value", "dimensions"),
+        ({"max_tokens": 1}, "unknown_parameter", "max_tokens"),
+    ],
+)
+def test_an_embedding_is_refused_for(changes: dict[str, Any], code: str, param: str) -> None:
     with pytest.raises(InvalidRequestError) as refusal:
-        parse_body(plain(COMPLETIONS) | {"echo": True, "logprobs": 1}, COMPLETIONS)
-    assert (refusal.value.code, refusal.value.param) == ("unsupported_parameter", "echo")
+        parse_body(plain(EMBEDDINGS) | changes, EMBEDDINGS)
+    assert (refusal.value.code, refusal.value.param) == (code, param)
+
+
+def test_inputs_are_texts_or_tokens_one_or_many() -> None:
+    for given, expected in [("x", 1), ([1, 2], 1), ([[1, 2]], 1), (["a", "b"], 2), ([[1], [2]], 2)]:
+        body = plain(EMBEDDINGS) | {"input": given}
+        ask = parse_body(body, EMBEDDINGS)
+        assert len(ask.prompts) == num_inputs(body) == expected
+        assert (ask.max_tokens, ask.embedding) == (0, EmbeddingAsk())
 
 
 def test_the_best_are_of_as_many_or_more() -> None:

@@ -159,7 +159,7 @@ def wanted(file_id: str, **changed: Any) -> dict[str, Any]:
 
 REFUSED: list[tuple[dict[str, Any], str, str | None, str]] = [
     ({"endpoint": "/v1/x"}, "endpoint", "invalid_value",
-     "Invalid value: '/v1/x'. Supported values are: '/v1/chat/completions', '/v1/completions', and '/v1/responses'."),
+     "Invalid value: '/v1/x'. Supported values are: '/v1/chat/completions', '/v1/completions', '/v1/embeddings', and '/v1/responses'."),
     ({"endpoint": 7}, "endpoint", "invalid_type",
      "Invalid type for 'endpoint': expected a string, but got an integer instead."),
     ({"completion_window": "1h"}, "completion_window", "invalid_value",

@@ -21,6 +21,18 @@ _NOTES = """## Answers
 - **Log-probabilities** are of the model's own distribution: before logit bias, grammar, penalties, temperature and
   truncation. So a token that a schema forced may be told as unlikely, and the likeliest ones beside it may be such
   as the schema forbids.
+- **Scored prompts.** A completion with `echo` and `logprobs` tells of the prompt's tokens too: `token_logprobs` and
+  `top_logprobs` begin with null, as at OpenAI, though the client's types have none: nobody knows how likely the first
+  token was. A token of half a character is called by its bytes, `bytes:\\xc3`. `text_offset` counts from the prompt's
+  beginning. A special token that the tokenizer puts before a text has an entry, and takes no place in it.
+  With `max_tokens` 0 that is all, in one pass of prefill; with more, what was generated follows, and last the
+  token that ended it, which is no part of the text: harnesses that ask for one token more leave off one entry. A
+  prompt that is scored takes nothing from prefixes that other rows have computed. Harnesses such as lm-eval send
+  token ids, and get what they need to tell whether a text is what greedy decoding would have said.
+- **Embeddings** are the hidden states after the model's last norm, of the `last` token or the `mean` of all, made to
+  length 1. `dimensions` takes the first so many values and makes them to length 1 again; more than the model has are
+  refused. Base64 holds float32, the lowest byte first, and numbers are written with all the digits that tell these
+  apart. The tokenizer's own special tokens count as a text's tokens. Each text may be as long as the model's context.
 - **`n`.** Each choice has a random sequence of its own under the line's seed, so choices differ; each has a matcher
   of its own if there is a schema. Without `seed` the line's place in its batch decides: a line that is run again
   after a crash says the same.

@@ -2,13 +2,21 @@
 
 import os
 import signal
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-from engine.config import Completion, FinishReason, Prompt, TokenLogprobs
+from engine.config import (
+    Completion,
+    Embedding,
+    FinishReason,
+    Prompt,
+    Scoring,
+    TokenLogprobs,
+)
 from engine.errors import EngineError, PromptError
 from engine.sweep.call_log import CallLog, LoggedRow
 from engine.sweep.report import Report
@@ -104,7 +112,8 @@ class FakeEngine:
         self.num_sweeps += 1
         self.largest_block = max(self.largest_block, len(block))
         for prompt, tokens in block.values():
-            tokens.append(97 + (sum(prompt.token_ids) + len(tokens)) % 26)
+            if prompt.sampling.max_tokens:
+                tokens.append(97 + (sum(prompt.token_ids) + len(tokens)) % 26)
         done = [key for key, (prompt, tokens) in block.items() if _is_done(prompt, tokens)]
         finished = [self._rows.pop(key) for key in done]
         completions = [
@@ -142,6 +151,8 @@ def _is_done(prompt: Prompt, tokens: list[int]) -> bool:
 
 def _completion(prompt: Prompt, tokens: list[int], index: int) -> Completion:
     num_top = prompt.sampling.logprobs
+    reading = prompt.reading if index == 0 else None
+    is_scored, is_embedded = isinstance(reading, Scoring), isinstance(reading, Embedding)
     return Completion(
         key=prompt.key,
         index=index,
@@ -151,6 +162,10 @@ def _completion(prompt: Prompt, tokens: list[int], index: int) -> Completion:
         num_prompt_tokens=len(prompt.token_ids),
         num_generated=len(tokens),
         logprobs=None if num_top is None else tuple(_scored(token, num_top) for token in tokens),
+        prompt_logprobs=tuple(_scored(token, 0) for token in prompt.token_ids[1:])
+        if is_scored
+        else None,
+        embedding=struct.pack("<2f", 0.6, 0.8) if is_embedded else None,
     )
 
 

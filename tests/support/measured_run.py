@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from transformers.models.llama import modeling_llama
 
-from engine.config import Budgets, Prompt, Sampling
+from engine.config import Budgets, Prompt, Sampling, Scoring
 from engine.engine import Engine
 from engine.memory.pack import ensure_pack  # noqa: F401  # imported before memory is counted
 from engine.planning.planners.base import Wishes
@@ -32,11 +32,13 @@ def plan(shape: ModelShape, budgets: Budgets) -> Policy:
 
 
 def prompts(vocab_size: int) -> list[Prompt]:
+    """Every other one is scored as well: that too has to fit."""
     return [
         Prompt(
             key=str(index),
             token_ids=tuple((7 * index + 13 * place) % vocab_size for place in range(8 + index)),
             sampling=Sampling(max_tokens=2, ignore_eos=True),
+            reading=Scoring(num_top=20) if index % 2 else None,
         )
         for index in range(8)
     ]

@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 import transformers
 
-from engine.config import Budgets, Prompt, Sampling
+from engine.config import Budgets, Completion, Prompt, Sampling, Scoring
 from engine.engine import Engine
 from tests.support.policies import streaming
 from tests.support.shrunk_models import VOCAB_SIZE, randomise
@@ -38,7 +38,8 @@ def write_model(config: Any, folder: Path) -> Path:
 
 
 def largest_error(source: Path, spill_dir: Path) -> float:
-    """By how much any sampled row's logits differ from the library's, over all compositions.
+    """By how much any sampled row's logits, or any prompt token's log-probability, differ from the
+    library's, over all compositions.
 
     Greedy tokens are asserted to equal `generate`, which keeps a cache of its own. Raises whatever
     the engine raises.
@@ -57,9 +58,12 @@ def largest_error(source: Path, spill_dir: Path) -> float:
             _recorded_logits() as recorded,
             Engine.load(source, budgets=budgets, policy=policy) as engine,
         ):
-            found = {c.key: c.token_ids for c in engine.generate(_prompts())}
+            found = {c.key: c for c in engine.generate(_prompts())}
         errors.append(_distance(expected, torch.cat(recorded)))
-        assert found == tokens, f"tokens differ, and logits by {errors[-1]}"
+        assert {key: completion.token_ids for key, completion in found.items()} == tokens, (
+            f"tokens differ, and logits by {errors[-1]}"
+        )
+        errors += [_error_of_scores(model, prompt, found[prompt.key]) for prompt in _prompts()]
     return max(errors)
 
 
@@ -70,6 +74,7 @@ def _prompts() -> list[Prompt]:
             key=str(index),
             token_ids=tuple(torch.randint(2, VOCAB_SIZE, (length,), generator=generator).tolist()),
             sampling=Sampling(max_tokens=_NEW_TOKENS[index], ignore_eos=True),
+            reading=Scoring(),
         )
         for index, length in enumerate(_PROMPT_TOKENS)
     ]
@@ -93,6 +98,20 @@ def _logits(model: Any, prompt: Prompt, tokens: Sequence[int]) -> torch.Tensor:
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
     return logits[0, len(prompt.token_ids) - 1 :]
+
+
+def _error_of_scores(model: Any, prompt: Prompt, completion: Completion) -> float:
+    """Of the prompt's tokens after the first."""
+    ids = torch.tensor([prompt.token_ids])
+    with torch.inference_mode():
+        scores = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(dim=-1)
+    told = completion.prompt_logprobs
+    assert told is not None
+    assert len(told) == ids.shape[1] - 1
+    pairs = enumerate(told)
+    return max(
+        (abs(each.logprob - float(scores[at, each.token_id])) for at, each in pairs), default=0.0
+    )
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ writes this page from the engine's own answers, and a test holds the two togethe
 **exact**, {num_exact} types: a small seeded model of the type goes through the whole engine (checkpoint on disk,
 packed weights, half of every layer streamed; float32, on the CPU) in two ways: ragged prompts packed in one
 forward, and chunks of prompts beside decoding rows, in several micro-batches, layer by layer. The logits of every
-sampled token are within {tolerance} of the library's own forward (as a rule 1e-6), and greedy tokens equal
-`generate`. `make coverage-models` runs this for every type, `make test` for a sample.
+sampled token and the scores of every prompt token are within {tolerance} of the library's own forward (as a rule 1e-6),
+and greedy tokens equal `generate`. `make coverage-models` runs this for every type, `make test` for a sample.
 
 **refused**, {num_refused} types: loading ends with the type's name and the reason below, before a weight is read.
 

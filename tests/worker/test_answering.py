@@ -9,7 +9,7 @@ from openai.types import Completion as TextAnswer
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
-from engine.config import Completion, FinishReason, TokenLogprobs
+from engine.config import Completion, FinishReason, Scoring, TokenLogprobs
 from jobs.batch import Batch, Endpoint
 from tests.support.fake_engine import FakeTokenizer
 from worker.answering import Answerer, Gathering
@@ -165,6 +165,72 @@ def test_an_echo_is_the_prompt_before_its_completion() -> None:
     asked = {"prompt": ["x", [121, 122]], "echo": True, "max_tokens": 1}
     body = answer(Endpoint.COMPLETIONS, asked, ["a", "b"], finish_reason=FinishReason.LENGTH)
     assert [choice["text"] for choice in body["choices"]] == ["xa", "yzb"]
+
+
+def test_an_echo_with_logprobs_tells_of_the_prompt_and_of_what_ended_it() -> None:
+    asked = {"prompt": "h\u00e9", "echo": True, "logprobs": 1, "max_tokens": 2, "stop": "b"}
+    told, end = scores("h\u00e9"), TokenLogprobs(token_id=33, logprob=-1.5)
+    body = answer(
+        Endpoint.COMPLETIONS, asked, ["a"], logprobs=scores("ab"), prompt_logprobs=told[1:]
+    )
+    # The client's types have no null here, and what it makes of an answer has one all the same.
+    choice = TextAnswer.construct(**body).choices[0]
+    assert choice.text == "h\u00e9a"
+    assert choice.logprobs is not None
+    assert choice.logprobs.token_logprobs == [None, -0.5, -0.5, -0.5]
+    assert choice.logprobs.text_offset == [0, 1, 1, 2]
+    assert body["choices"][0]["logprobs"]["top_logprobs"][0] is None
+    ended = answer(
+        Endpoint.COMPLETIONS,
+        {"prompt": "h\u00e9", "echo": True, "logprobs": 1, "max_tokens": 1},
+        [""],
+        logprobs=(),
+        end_logprobs=end,
+        prompt_logprobs=told[1:],
+    )
+    # A harness that asks for one token more leaves the last one out, whatever it is.
+    assert ended["choices"][0]["logprobs"]["token_logprobs"][1:-1] == [-0.5, -0.5]
+
+
+class Beginning(FakeTokenizer):
+    """Puts a special token before each text."""
+
+    def encode(self, text: str) -> list[int]:
+        return [60, *super().encode(text)]
+
+    def special_token_id(self, text: str) -> int | None:
+        return 60 if text == "<" else None
+
+
+@pytest.mark.parametrize(("prompt", "offsets"), [("ab", [0, 0, 1]), ([60, 97], [0, 0])])
+def test_a_special_token_takes_no_place_in_an_echo(prompt: object, offsets: list[int]) -> None:
+    asked = {"prompt": prompt, "echo": True, "logprobs": 0, "max_tokens": 0}
+    told = scores("ab")[: len(offsets) - 1]
+    body = answer(
+        Endpoint.COMPLETIONS,
+        asked,
+        [""],
+        tokenizer=Beginning(),
+        logprobs=(),
+        prompt_logprobs=told,
+    )
+    assert body["choices"][0]["logprobs"]["text_offset"] == offsets
+
+
+def test_nothing_generated_is_as_many_choices_as_were_asked_for() -> None:
+    renderer = Renderer(tokenizer=FakeTokenizer(), max_context_tokens=2)
+    batch = batch_of(Endpoint.COMPLETIONS)
+    asked = {"model": "m", "prompt": "xy", "n": 2, "max_tokens": 0, "echo": True, "logprobs": 1}
+    rendered = renderer.render(batch, 0, asked)
+    (prompt,) = rendered.prompts
+    assert (prompt.sampling.n, prompt.reading) == (1, Scoring(num_top=1))
+    gathering = Gathering(rendered)
+    assert gathering.add(
+        completion_of(prompt.key, "", logprobs=(), prompt_logprobs=scores("y"), num_generated=0)
+    )
+    body = Answerer(FakeTokenizer(), fingerprint="f").body(batch, 0, gathering)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1]
+    assert body["choices"][1]["logprobs"]["token_logprobs"] == [None, -0.5]
 
 
 def test_the_likeliest_of_several_are_answered_and_all_are_counted() -> None:

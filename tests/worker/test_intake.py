@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "heat": ({"temperature": 2.1}, "decimal_above_max_value", "temperature"),
     "cold": ({"temperature": -1}, "decimal_below_min_value", "temperature"),
     "a truth for a number": ({"top_p": True}, "invalid_type", "top_p"),
-    "no tokens asked": ({"max_tokens": 0}, "integer_below_min_value", "max_tokens"),
+    "less than none": ({"max_tokens": -1}, "integer_below_min_value", "max_tokens"),
     "half a token": ({"max_tokens": 1.5}, "invalid_type", "max_tokens"),
     "five stops": ({"stop": ["a"] * 5}, "array_above_max_length", "stop"),
     "a number to stop at": ({"stop": [1]}, "invalid_type", "stop[0]"),
