@@ -21,9 +21,7 @@ def read_json(text: str) -> Any:
 
     Raises ValueError, or RecursionError for what is too deep.
     """
-    return json.loads(
-        text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
-    )
+    return _STRICT.decode(text)
 
 
 def boolean(given: Mapping[str, Any], name: str) -> bool:
@@ -178,3 +176,8 @@ def _finite(text: str) -> float:
     if math.isinf(number):
         raise ValueError("a number beyond what a float can hold")
     return number
+
+
+_STRICT: Final = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
+)
