@@ -192,7 +192,7 @@ def main() -> int:
         settings = Settings(
             state_dir=state_dir,
             port=free_port(),
-            redis_url=stack.enter_context(embedded_valkey(state_dir)),
+            redis_url=stack.enter_context(embedded_valkey(state_dir)).url,
             model=str(checkpoint),
         )
         server = stack.enter_context(running("server", settings))

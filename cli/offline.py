@@ -30,6 +30,7 @@ from worker.input_lines import InputLine, input_lines
 from worker.inspection import Inspection
 from worker.model import Engine
 from worker.render import Rendered, Renderer, error_body, parse_row_key
+from worker.trials import Trials
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +125,9 @@ def _fault_text(fault: LineFault) -> str:
 
 
 class OfflineRun:
-    """Keeps the engine's block full until the file has been answered."""
+    """Keeps the engine's block full until the file has been answered. A line that the engine raises
+    for is a failed one, and costs the others nothing.
+    """
 
     def __init__(
         self, source: OfflineBatch, *, engine: Engine, renderer: Renderer, files: ResultFiles
@@ -132,29 +135,36 @@ class OfflineRun:
         self.tally = Tally()
         self._source = source
         self._engine = engine
+        self._trials = Trials(engine)
         self._renderer = renderer
         self._files = files
         self._running: dict[int, tuple[LineRecord, Gathering]] = {}
         self._answerer = Answerer(renderer.tokenizer, fingerprint=engine.fingerprint)
 
     def go(self, on_sweep: Callable[[Tally], None]) -> None:
+        """Raises EngineBrokenError, with what is finished in the files, if no line is to blame."""
         with self._source.path.open("rb") as stream:
             prompts = self._prompts(stream)
             while True:
                 self._fill_block(prompts)
                 if not self._running:
                     break
-                for completion in self._engine.sweep():
+                swept = self._trials.sweep()
+                for completion in swept.completions:
                     self._record(completion)
+                for key in swept.blamed:
+                    self._blame(key)
                 on_sweep(self.tally)
         on_sweep(self.tally)
 
     def _fill_block(self, prompts: Iterator[Prompt]) -> None:
-        while self._engine.num_rows < self._engine.block_rows:
+        # While it is looked for who is to blame, most rows are not in the engine.
+        while max(self._engine.num_rows, self._trials.num_rows) < self._engine.block_rows:
             prompt = next(prompts, None)
             if prompt is None:
                 return
-            self._engine.submit(prompt)
+            # Nobody else will come to find out: the last one left is to blame.
+            self._trials.submit(prompt, on_last_try=True)
 
     def _prompts(self, stream: BinaryIO) -> Iterator[Prompt]:
         """The lines that are to run; those that cannot are settled on the way."""
@@ -163,7 +173,9 @@ class OfflineRun:
             record, rendered = self._rendered(index, line)
             if rendered is not None:
                 self._running[index] = record, Gathering(rendered)
-                yield from rendered.prompts
+                for prompt in rendered.prompts:
+                    if index in self._running:  # none of them was blamed meanwhile
+                        yield prompt
 
     def _rendered(self, index: int, line: InputLine) -> tuple[LineRecord, Rendered | None]:
         batch = self._source.batch
@@ -207,11 +219,22 @@ class OfflineRun:
             return
         del self._running[index]
         if gathering.is_faulty:
-            message = "The answer could not be kept to its schema any further."
-            self._files.append(broken_result(batch.id, line, message=message))
-            self.tally.num_refused += 1
+            self._fail(line, "The answer could not be kept to its schema any further.")
             return
         body, usage = self._answerer.body(batch, index, gathering), gathering.usage
         self._files.append(completed_result(batch.id, line, body=body, usage=usage))
         self.tally.num_answered += 1
         self.tally.output_tokens += usage.output_tokens
+
+    def _blame(self, key: str) -> None:
+        _, index, _ = parse_row_key(key)
+        if index not in self._running:
+            return  # for another of its prompts
+        line, gathering = self._running.pop(index)
+        for prompt in gathering.rendered.prompts:
+            self._trials.cancel(prompt.key)
+        self._fail(line, "The engine raised an error over this line, and over no other.")
+
+    def _fail(self, line: LineRecord, message: str) -> None:
+        self._files.append(broken_result(self._source.batch.id, line, message=message))
+        self.tally.num_refused += 1

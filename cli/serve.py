@@ -95,10 +95,12 @@ def running(settings: Settings) -> Iterator[Running]:
     has_keys = _has_keys(settings)
     _check_address(settings)
     with contextlib.ExitStack() as stack:
+        beside: list[Callable[[], str | None]] = []
         if settings.redis_url is None:
             say(f"starting Valkey in {settings.state_dir / 'valkey'}")
-            url = stack.enter_context(embedded_valkey(settings.state_dir))
-            settings = dataclasses.replace(settings, redis_url=url)
+            valkey = stack.enter_context(embedded_valkey(settings.state_dir))
+            beside.append(valkey.check)
+            settings = dataclasses.replace(settings, redis_url=valkey.url)
         else:
             require_redis(settings.redis_url)
         supervisor = Supervisor(
@@ -106,6 +108,7 @@ def running(settings: Settings) -> Iterator[Running]:
             environment=_child_environment(settings),
             logs_dir=settings.state_dir / "logs",
             report=say,
+            beside=beside,
         )
         stack.callback(say, "stopped")
         stack.callback(supervisor.stop)

@@ -1,8 +1,10 @@
 """Child processes kept alive: started, watched, restarted, stopped in order; not what they do.
 
-A child that dies is started again, each time after a longer pause. Two deaths end everything: exit
-status EX_CONFIG, since the same settings would only fail again, and a child that never stood for
-`_STEADY_S`, over and over. Children are tethered (cli/tether.py): use it from one lasting thread.
+A child that dies is started again, each time after a longer pause. Two deaths end everything, of
+children that never did their work: exit status EX_CONFIG, since the same settings would only fail
+again, and a child that never stood for `_STEADY_S`, over and over. One that has worked may find its
+memory or its disk taken when it starts again, and they may be free later. Children are tethered
+(cli/tether.py): use it from one lasting thread.
 """
 
 import dataclasses
@@ -49,6 +51,7 @@ class _Child:
         self._restart_s = 0.0
         self._num_early_deaths = 0
         self._was_steady = False
+        self._was_ready = False
 
     def start(self) -> None:
         with self.log.open("ab") as log:
@@ -63,7 +66,10 @@ class _Child:
         self._started_s = time.monotonic()
 
     def is_ready(self) -> bool:
-        return self._process is not None and self.role.is_ready(self._process.pid)
+        if self._process is None or not self.role.is_ready(self._process.pid):
+            return False
+        self._was_ready = True
+        return True
 
     def check(self) -> str | None:
         """Restart the process if it died and its pause is over; news for the person, if any."""
@@ -82,9 +88,9 @@ class _Child:
     def _plan_restart(self, status: int, now_s: float) -> str:
         self._process = None
         self._num_early_deaths += 1
-        how = f"{self.role.name} died ({_describe(status)})"
+        how = f"{self.role.name} died ({describe_end(status)})"
         never_stood = not self._was_steady and self._num_early_deaths >= _MOST_EARLY_DEATHS
-        if status == os.EX_CONFIG:
+        if status == os.EX_CONFIG and not self._was_ready:
             raise StartError(f"{self.role.name}: {_message(self.log)}")
         if never_stood:
             raise StartError(f"{how} at each of {_MOST_EARLY_DEATHS} starts\n{_message(self.log)}")
@@ -110,7 +116,10 @@ class _Child:
 
 
 class Supervisor:
-    """Owns the children from `start` to `stop`; `report` gets each line of news."""
+    """Owns the children from `start` to `stop`; `report` gets each line of news.
+
+    `beside` are looked at before them: whoever keeps alive what the children need.
+    """
 
     def __init__(
         self,
@@ -119,9 +128,11 @@ class Supervisor:
         environment: Mapping[str, str],
         logs_dir: Path,
         report: Callable[[str], None],
+        beside: Sequence[Callable[[], str | None]] = (),
     ) -> None:
         logs_dir.mkdir(parents=True, exist_ok=True)
         self._report = report
+        self._beside = beside
         self._children = [
             _Child(role, environment=environment, log=_fresh_log(logs_dir, role.name))
             for role in roles
@@ -143,9 +154,9 @@ class Supervisor:
             time.sleep(POLL_S)
 
     def check(self) -> None:
-        """Look at every child once. Raises StartError where a restart would not help."""
-        for child in self._children:
-            news = child.check()
+        """Look at everything once. Raises StartError where a restart would not help."""
+        for check in (*self._beside, *(child.check for child in self._children)):
+            news = check()
             if news is not None:
                 self._report(news)
 
@@ -154,16 +165,17 @@ class Supervisor:
             child.stop()
 
 
+def describe_end(status: int) -> str:
+    """How a process of that `returncode` ended."""
+    return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+
+
 def _fresh_log(logs_dir: Path, name: str) -> Path:
     log = logs_dir / f"{name}.log"
     if log.exists():
         log.replace(log.with_suffix(".log.1"))
     log.touch()
     return log
-
-
-def _describe(status: int) -> str:
-    return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
 
 
 def _message(log: Path) -> str:

@@ -1,4 +1,4 @@
-"""The embedded Valkey: found, started, reached and stopped; knows nothing of queues.
+"""The embedded Valkey: found, started, kept alive, reached and stopped; knows nothing of queues.
 
 It holds only the doorbell (jobs/queue.py), yet what lies on it is pickled by RQ, so it listens on
 loopback alone and asks for a password drawn at each start. `<state_dir>/valkey/url`, readable by
@@ -21,6 +21,7 @@ from typing import IO, Final
 import redis
 
 from cli.errors import StartError
+from cli.supervisor import describe_end
 from cli.tether import tethered
 
 _SYSTEM_SERVERS: Final = ("valkey-server", "redis-server")
@@ -30,11 +31,12 @@ _START_LIMIT_S: Final = 30.0  # loading a large append-only file is part of it
 _STOP_LIMIT_S: Final = 10.0
 _LOCK_GRACE_S: Final = 2.0  # a server whose parent was killed needs a moment to be gone
 _LONGEST_PAUSE_S: Final = 0.5
+_RESTART_S: Final = 2.0  # from one start to the next at least
 
 
 @contextlib.contextmanager
-def embedded_valkey(state_dir: Path) -> Iterator[str]:
-    """Yield the URL of a server that keeps its data in `state_dir/valkey`; stop it at the end.
+def embedded_valkey(state_dir: Path) -> Iterator["Valkey"]:
+    """Yield a server that keeps its data in `state_dir/valkey`; stop it at the end.
 
     Raises StartError if another server holds the folder, or none can be started. Enter it from a
     thread that lives until the end (cli/tether.py).
@@ -42,14 +44,14 @@ def embedded_valkey(state_dir: Path) -> Iterator[str]:
     folder = state_dir / "valkey"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(folder) as lock:
-        process, url = _start(folder, lock)
+        valkey = _start(folder, lock)
         url_file = folder / "url"
         try:
-            _write_private(url_file, url)
-            yield url
+            _write_private(url_file, valkey.url)
+            yield valkey
         finally:
             url_file.unlink(missing_ok=True)
-            _stop(process)
+            valkey.stop()
 
 
 @contextlib.contextmanager
@@ -118,17 +120,84 @@ def _version(server: Path) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def _start(folder: Path, lock: IO[str]) -> tuple["subprocess.Popen[bytes]", str]:
+class Valkey:
+    """One server, and another one at the same address whenever it has died: those who were told the
+    address keep it.
+    """
+
+    def __init__(self, server: Path, folder: Path, lock: IO[str]) -> None:
+        self._server = server
+        self._folder = folder
+        self._lock = lock
+        self._port, self._password = _free_port(), secrets.token_urlsafe(24)
+        self.url = f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+        self._process = self._spawn("wb")
+
+    def answers(self) -> bool:
+        """Wait for this very process to answer; False if it exits first."""
+        pause_s, end_s = 0.01, time.monotonic() + _START_LIMIT_S
+        with redis.Redis.from_url(self.url) as client:
+            while self._process.poll() is None:
+                # Another server may have taken the port meanwhile; the process id tells them apart.
+                with contextlib.suppress(redis.RedisError):
+                    client.ping()
+                    return bool(client.info("server")["process_id"] == self._process.pid)
+                if time.monotonic() > end_s:
+                    raise StartError(
+                        f"the embedded Valkey did not answer within {_START_LIMIT_S:g} s"
+                    )
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        return False
+
+    def check(self) -> str | None:
+        """Start it again if it has died; news for the person, if any. What it kept is there again."""
+        status = self._process.poll()
+        if status is None or time.monotonic() < self._started_s + _RESTART_S:
+            return None
+        self._process = self._spawn("ab")
+        return f"Valkey died ({describe_end(status)}); it is started again (log: {self._log})"
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "log"
+
+    def _spawn(self, log_mode: str) -> "subprocess.Popen[bytes]":
+        # The configuration goes in by stdin: arguments, and so the password, are everyone's to read.
+        # The lock is inherited: the folder stays taken for as long as its server lives.
+        self._started_s = time.monotonic()
+        with self._log.open(log_mode) as log:
+            process = subprocess.Popen(  # noqa: S603
+                tethered([str(self._server), "-"]),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[self._lock.fileno()],
+                start_new_session=True,  # a Ctrl-C is for the parent, which stops things in order
+            )
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(_configuration(self._folder, self._port, self._password).encode())
+        return process
+
+
+def _start(folder: Path, lock: IO[str]) -> Valkey:
     server = find_server()
     for _ in range(_START_ATTEMPTS):
-        port, password = _free_port(), secrets.token_urlsafe(24)
-        process = _spawn(server, _configuration(folder, port, password), folder, lock)
-        url = f"redis://:{password}@127.0.0.1:{port}/0"
+        valkey = Valkey(server, folder, lock)
         try:
-            if _answers(process, url):
-                return process, url
+            if valkey.answers():
+                return valkey
         except BaseException:
-            _stop(process)
+            valkey.stop()
             raise
         if "in use" not in _log_tail(folder):
             break  # only a port that was taken in between is worth another try
@@ -149,51 +218,6 @@ def _configuration(folder: Path, port: int, password: str) -> str:
             "daemonize no",
         ]
     )
-
-
-def _spawn(
-    server: Path, configuration: str, folder: Path, lock: IO[str]
-) -> "subprocess.Popen[bytes]":
-    # The configuration goes in by stdin: arguments, and so the password, are everyone's to read.
-    # The lock is inherited: the folder stays taken for as long as its server lives.
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603
-            tethered([str(server), "-"]),
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=[lock.fileno()],
-            start_new_session=True,  # a Ctrl-C is for the parent, which stops things in order
-        )
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(configuration.encode())
-    return process
-
-
-def _answers(process: "subprocess.Popen[bytes]", url: str) -> bool:
-    """Wait for this very process to answer; False if it exits first."""
-    pause_s, end_s = 0.01, time.monotonic() + _START_LIMIT_S
-    with redis.Redis.from_url(url) as client:
-        while process.poll() is None:
-            # Another server may have taken the port meanwhile; the process id tells them apart.
-            with contextlib.suppress(redis.RedisError):
-                client.ping()
-                return bool(client.info("server")["process_id"] == process.pid)
-            if time.monotonic() > end_s:
-                raise StartError(f"the embedded Valkey did not answer within {_START_LIMIT_S:g} s")
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-    return False
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _free_port() -> int:

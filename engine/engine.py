@@ -32,6 +32,7 @@ from engine.planning.shape import ModelShape
 from engine.sweep.assembly import Assembly, assemble
 from engine.sweep.call_log import CallLog
 from engine.sweep.endings import Endings
+from engine.sweep.executor import Executor
 from engine.sweep.recorder import Recorder
 from engine.sweep.report import Report
 from engine.sweep.rows import Row
@@ -93,11 +94,10 @@ class Engine:
         )
         self._block = assembly.block
         self._micro_batches = assembly.micro_batches
-        self._executor = assembly.executor
-        self._weights = assembly.weights
+        self._executor: Executor | None = assembly.executor  # None: closed
+        self._weight_counters = assembly.weights.counters
         self._recorder = recorder
         self._closing = closing
-        self._is_closed = False
 
     @classmethod
     def load(
@@ -257,6 +257,13 @@ class Engine:
     def num_rows(self) -> int:
         return self._block.num_rows
 
+    @property
+    def num_steps(self) -> int:
+        """Grows while a sweep gets on. Another thread may ask, to tell a long one from one that stands
+        still.
+        """
+        return self._executor.num_steps if self._executor else 0
+
     def adopt(self, policy: Policy) -> None:
         """Go on under a policy of other block rows, sweep tokens, micro-batch tokens, fetch tokens or
         reason; rows of the block stay. Raises BudgetError where it does not fit, or where anything
@@ -303,7 +310,7 @@ class Engine:
         )
         if not shares:
             return []
-        if self._is_closed:
+        if self._executor is None:
             raise EngineError("the engine is closed: its rows go no further")
         with self._recorder.sweeping(shares):
             swept = self._executor.run(shares)
@@ -338,13 +345,16 @@ class Engine:
     def report(self) -> Report:
         """Since the engine was loaded; two of them can be subtracted."""
         return self._recorder.report(
-            self._weights.counters,
+            self._weight_counters,
             preempted_rows=self._block.num_preempted,
             shared_tokens=self._block.num_shared_tokens,
         )
 
     def close(self) -> None:
-        self._is_closed = True
+        """Of an engine that somebody still holds, weights, keys and values are gone with the next
+        collection of cycles.
+        """
+        self._executor = None
         with contextlib.closing(self._recorder):
             self._closing.close()
 

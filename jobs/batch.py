@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from jobs.tenant import DEFAULT_TENANT
+from jobs.webhook import Webhook
 
 SNAPSHOT_PREFIX: Final = "input-"
 
@@ -88,6 +89,32 @@ class ExpiryPolicy:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions:
+    """What a batch may be asked beyond the contract. `expires_after_s` ends it before its window;
+    `retry_of` is the batch whose unfinished lines it has.
+    """
+
+    priority: int = 0
+    expires_after_s: int | None = None
+    webhook: Webhook | None = None
+    retry_of: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What is expected of a live batch, as of `noted_at`, in Unix seconds.
+
+    `position` counts from 1 the batches that are served before it, with it; `tokens_per_s` is what
+    the worker generates for all batches together.
+    """
+
+    noted_at: int
+    position: int
+    tokens_per_s: float | None = None
+    seconds_left: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """One batch as the ledger holds it. Times are Unix seconds; each is set once, never cleared."""
 
@@ -113,6 +140,8 @@ class Batch:
     cancelled_at: int | None = None
     request_counts: RequestCounts = dataclasses.field(default_factory=RequestCounts)
     usage: TokenUsage = dataclasses.field(default_factory=TokenUsage)
+    options: BatchOptions = dataclasses.field(default_factory=BatchOptions)
+    estimate: Estimate | None = None
     tenant: str = DEFAULT_TENANT
     max_enqueued_lines: int | None = None
     """As its maker's key allowed: lines of the tenant on the queue, while it adds to them."""

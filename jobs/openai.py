@@ -98,6 +98,24 @@ class OutputExpiresAfter(_Wire):
     seconds: int
 
 
+class ProgressObject(_Wire):
+    """Of a live batch. Counts are of this moment, expectations of `noted_at`, null before that."""
+
+    lines_total: int
+    lines_done: int
+    output_tokens: int
+    tokens_per_s: float | None
+    seconds_left: int | None
+    position: int | None
+    noted_at: int | None
+
+
+class WebhookObject(_Wire):
+    """Its secret is told to nobody."""
+
+    url: str
+
+
 class BatchObject(_Wire):
     id: str
     object: Literal["batch"] = "batch"
@@ -122,6 +140,11 @@ class BatchObject(_Wire):
     usage: BatchUsage
     metadata: dict[str, str] | None
     output_expires_after: OutputExpiresAfter | None
+    # Not in the contract: clients keep what they do not know.
+    progress: ProgressObject | None
+    priority: int
+    webhook: WebhookObject | None
+    retry_of: str | None
 
 
 class ModelObject(_Wire):
@@ -197,6 +220,7 @@ def part_object(part: Part) -> PartObject:
 
 def batch_object(batch: Batch) -> BatchObject:
     counts, expiry = batch.request_counts, batch.output_expires_after
+    webhook = batch.options.webhook
     return BatchObject(
         id=batch.id,
         endpoint=batch.endpoint,
@@ -222,6 +246,10 @@ def batch_object(batch: Batch) -> BatchObject:
         usage=_usage(batch.usage),
         metadata=None if batch.metadata is None else dict(batch.metadata),
         output_expires_after=None if expiry is None else OutputExpiresAfter(seconds=expiry.seconds),
+        progress=None if batch.status.is_final else _progress(batch),
+        priority=batch.options.priority,
+        webhook=None if webhook is None else WebhookObject(url=webhook.url),
+        retry_of=batch.options.retry_of,
     )
 
 
@@ -242,6 +270,21 @@ def _errors(faults: Sequence[LineFault]) -> BatchErrors | None:
             )
             for fault in faults
         ]
+    )
+
+
+def _progress(batch: Batch) -> ProgressObject:
+    counts, estimate = batch.request_counts, batch.estimate
+    per_s = None if estimate is None else estimate.tokens_per_s
+    left_s = None if estimate is None else estimate.seconds_left
+    return ProgressObject(
+        lines_total=counts.total,
+        lines_done=counts.completed + counts.failed,
+        output_tokens=batch.usage.output_tokens,
+        tokens_per_s=None if per_s is None else round(per_s, 3),
+        seconds_left=None if left_s is None else round(left_s),
+        position=None if estimate is None else estimate.position,
+        noted_at=None if estimate is None else estimate.noted_at,
     )
 
 

@@ -5,7 +5,7 @@ be lost: the ledger knows what is due, and `worker.reconcile` rings again.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -30,6 +30,14 @@ _RETRY_FIRST: Final = Retry(max=1_000, enqueue_at_front=True)
 _PARTY: Final = "riders-"
 _POP_TO_CLAIM: Final = timedelta(seconds=5)
 _FAILURE_TTL_S: Final = 7 * 86_400
+_SHARD_PREFIX: Final = "shard-"
+# In one step, so that a name that a worker takes meanwhile is neither lost nor there twice.
+_MOVE_BEFORE: Final = """
+if redis.call('LREM', KEYS[1], -1, ARGV[1]) == 0 then return 0 end
+if redis.call('LINSERT', KEYS[1], 'BEFORE', ARGV[2], ARGV[1]) > 0 then return 1 end
+-- What it goes before was taken meanwhile, and with it all that came earlier.
+return redis.call('LPUSH', KEYS[1], ARGV[1])
+"""
 
 
 class Doorbell:
@@ -46,10 +54,12 @@ class Doorbell:
     def finalize(self, batch_id: str) -> None:
         self._ring(self._intake, FINALIZE_TASK, f"finalize-{batch_id}", batch_id)
 
-    def shard(self, batch_id: str, shard_index: int) -> None:
-        self._ring(
-            self._blocks, SHARD_TASK, shard_job_id(batch_id, shard_index), batch_id, shard_index
-        )
+    def shard(self, batch_id: str, shard_index: int, *, before: Collection[str] = ()) -> None:
+        """Behind all that waits, but for shards of the batches named in `before`."""
+        job_id = shard_job_id(batch_id, shard_index)
+        self._ring(self._blocks, SHARD_TASK, job_id, batch_id, shard_index)
+        if before:
+            self._move_up(job_id, before)
 
     def riders(self, party_id: str) -> None:
         """Ahead of all shards: somebody waits."""
@@ -74,6 +84,12 @@ class Doorbell:
         held = self._redis.zrangebyscore(queue.started_job_registry.key, time.time(), "+inf")
         names += [name.rpartition(b":")[0] for name in map(_as_bytes, held)]
         return {_as_bytes(name).decode() for name in names}
+
+    def _move_up(self, job_id: str, before: Collection[str]) -> None:
+        waiting = [_as_bytes(name).decode() for name in self._redis.lrange(self._blocks.key, 0, -1)]
+        behind = next((each for each in waiting if _batch_of(each) in before), None)
+        if behind is not None:
+            self._redis.eval(_MOVE_BEFORE, 1, self._blocks.key, job_id, behind)
 
     def _ring(
         self, queue: Queue, task: str, job_id: str, *arguments: str | int, is_first: bool = False
@@ -145,7 +161,11 @@ class Doorbell:
 
 
 def shard_job_id(batch_id: str, shard_index: int) -> str:
-    return f"shard-{batch_id}-{shard_index}"
+    return f"{_SHARD_PREFIX}{batch_id}-{shard_index}"
+
+
+def _batch_of(job_id: str) -> str:
+    return job_id.removeprefix(_SHARD_PREFIX).rpartition("-")[0]
 
 
 def has_riders_first(queue: Queue) -> bool:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.errors import SettingsError
+from jobs.networks import Networks
+from jobs.webhook import check_secret, check_url
 
 _UNITS: Final[Mapping[str, int]] = types.MappingProxyType(
     {
@@ -87,6 +89,12 @@ class Settings:
     """How long a request outside batches waits for its answer: a little less than clients do."""
     max_riders: int = 1_000
     """Requests outside batches that may wait at once."""
+    webhook_url: str | None = None
+    """Who is told of each batch's end. None: only those whom a batch names itself."""
+    webhook_secret: str | None = dataclasses.field(default=None, repr=False)
+    """What webhooks are signed with, `whsec_` and base64; a batch may bring one of its own."""
+    webhook_networks: Networks = dataclasses.field(default_factory=Networks)
+    """Networks that webhooks may reach beside the public ones, as `10.0.0.0/8,127.0.0.0/8`."""
 
     accumulation_window_s: float = 1.0
     """How long the worker waits for a full block after the first waiting line."""
@@ -96,9 +104,9 @@ class Settings:
     lease_s: int = 15
     """How long a worker may be silent before its shards go to another."""
     reconcile_s: float = 5.0
-    """How often lost doorbells are rung again and expired batches settled."""
+    """How often lost doorbells are rung again, expired batches settled and due webhooks sent."""
     stall_s: float = 600.0
-    """How long one sweep may take before the worker is treated as dead."""
+    """How long a sweep may stand still, not one step further, before the worker is treated as dead."""
 
     gpu_memory_bytes: int | None = None
     host_memory_bytes: int | None = None
@@ -161,7 +169,10 @@ class Settings:
             try:
                 values[name] = _READERS[name](text)
             except ValueError as error:
-                raise SettingsError(f"{variable}={text!r}: {error}") from error
+                told = variable if name in _NOT_QUOTED else f"{variable}={text!r}"
+                raise SettingsError(f"{told}: {error}") from error
+        if "webhook_url" in values and "webhook_secret" not in values:
+            raise SettingsError("FREIGHT_WEBHOOK_URL needs FREIGHT_WEBHOOK_SECRET to sign with")
         return cls(**values)
 
     def to_environment(self) -> dict[str, str]:
@@ -173,12 +184,30 @@ class Settings:
         }
 
 
+def _webhook_url(text: str) -> str:
+    check_url(text)
+    return text
+
+
+def _webhook_secret(text: str) -> str:
+    check_secret(text)
+    return text
+
+
+_CHECKED: Final[Mapping[str, Callable[[str], object]]] = types.MappingProxyType(
+    {"webhook_url": _webhook_url, "webhook_secret": _webhook_secret}
+)
+_NOT_QUOTED: Final = ("webhook_secret",)
+
+
 def _reader(name: str, annotation: object) -> Callable[[str], object]:
+    if name in _CHECKED:
+        return _CHECKED[name]
     if name.endswith("_bytes"):
         return parse_bytes
     if annotation is bool:
         return parse_flag
-    for kind in (int, float, Path, ComputeDtype, str):
+    for kind in (int, float, Path, ComputeDtype, Networks, str):
         if annotation is kind or kind in typing.get_args(annotation):
             return kind
     raise AssertionError(f"no reader for {name}: {annotation}")

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from jobs import values
-from jobs.batch import Endpoint, ExpiryPolicy
+from jobs.batch import BatchOptions, Endpoint, ExpiryPolicy
 from jobs.errors import InvalidRequestError
 from server import refusals
+from server.batch_options import OPTION_SCHEMAS, parse_options
 from server.json_body import check_keys, json_object
 
 COMPLETION_WINDOWS_S: Final[Mapping[str, int]] = {"24h": 86_400}
@@ -18,7 +19,7 @@ MAX_METADATA_PAIRS: Final = 16
 MAX_METADATA_KEY_CHARACTERS: Final = 64
 MAX_METADATA_VALUE_CHARACTERS: Final = 512
 _REQUIRED: Final = ("input_file_id", "endpoint", "completion_window")
-_KNOWN: Final = (*_REQUIRED, "metadata", "output_expires_after")
+_KNOWN: Final = (*_REQUIRED, "metadata", "output_expires_after", *OPTION_SCHEMAS)
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 SCHEMA: Final[dict[str, Any]] = {
@@ -35,7 +36,8 @@ SCHEMA: Final[dict[str, Any]] = {
             "propertyNames": {"maxLength": MAX_METADATA_KEY_CHARACTERS},
             "additionalProperties": {"type": "string", "maxLength": MAX_METADATA_VALUE_CHARACTERS},
         },
-        "output_expires_after": refusals.EXPIRY_SCHEMA,
+        "output_expires_after": refusals.expiry_schema(),
+        **OPTION_SCHEMAS,
     },
 }
 """What `parse_batch_request` accepts, for the OpenAPI page."""
@@ -50,16 +52,19 @@ class BatchRequest:
     completion_window: str
     metadata: Mapping[str, str] | None
     output_expires_after: ExpiryPolicy | None
+    options: BatchOptions = dataclasses.field(default_factory=BatchOptions)
 
     @property
     def digest(self) -> str:
         """Equal for equal wishes, however they were written down."""
-        wish = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(wish.encode()).hexdigest()
+        wish = dataclasses.asdict(self)
+        if self.options == BatchOptions():
+            del wish["options"]  # a plain wish is what it was before there were any
+        return hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()
 
     @property
-    def window_s(self) -> int:
-        return COMPLETION_WINDOWS_S[self.completion_window]
+    def lifetime_s(self) -> int:
+        return self.options.expires_after_s or COMPLETION_WINDOWS_S[self.completion_window]
 
 
 def parse_batch_request(raw: bytes) -> BatchRequest:
@@ -79,6 +84,7 @@ def parse_batch_request(raw: bytes) -> BatchRequest:
         completion_window=window,
         metadata=_metadata(data.get("metadata")),
         output_expires_after=_output_expiry(data.get("output_expires_after")),
+        options=parse_options(data),
     )
 
 

@@ -11,18 +11,20 @@ MIN_EXPIRY_S: Final = 3_600
 MAX_EXPIRY_S: Final = 30 * 86_400
 MAX_FILENAME_CHARACTERS: Final = 255
 _ANCHOR: Final = "created_at"
-EXPIRY_SCHEMA: Final[dict[str, Any]] = {
-    "type": ["object", "null"],
-    "required": ["anchor", "seconds"],
-    "additionalProperties": False,
-    "properties": {
-        "anchor": {"type": "string", "enum": [_ANCHOR]},
-        "seconds": {"type": "integer", "minimum": MIN_EXPIRY_S, "maximum": MAX_EXPIRY_S},
-    },
-}
-"""What `expiry_policy_s` accepts, for the OpenAPI page."""
-
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def expiry_schema(*, minimum: int = MIN_EXPIRY_S, maximum: int = MAX_EXPIRY_S) -> dict[str, Any]:
+    """What `expiry_policy_s` accepts, for the OpenAPI page."""
+    return {
+        "type": ["object", "null"],
+        "required": ["anchor", "seconds"],
+        "additionalProperties": False,
+        "properties": {
+            "anchor": {"type": "string", "enum": [_ANCHOR]},
+            "seconds": {"type": "integer", "minimum": minimum, "maximum": maximum},
+        },
+    }
 
 
 class ContentTypeError(InvalidRequestError):
@@ -64,7 +66,14 @@ def checked_filename(filename: str, param: str) -> str:
     return filename
 
 
-def checked_expiry_s(anchor: object, seconds: object, param: str) -> int:
+def checked_expiry_s(
+    anchor: object,
+    seconds: object,
+    param: str,
+    *,
+    minimum: int = MIN_EXPIRY_S,
+    maximum: int = MAX_EXPIRY_S,
+) -> int:
     """The seconds of an expiry policy of which at least one half was given."""
     if anchor is None:
         raise missing(f"{param}.anchor")
@@ -76,14 +85,16 @@ def checked_expiry_s(anchor: object, seconds: object, param: str) -> int:
         raise missing(f"{param}.seconds")
     if not isinstance(seconds, int) or isinstance(seconds, bool):
         raise wrong_type(f"{param}.seconds", "an integer", seconds)
-    if seconds < MIN_EXPIRY_S:
-        raise below_minimum(f"{param}.seconds", MIN_EXPIRY_S, seconds)
-    if seconds > MAX_EXPIRY_S:
-        raise above_maximum(f"{param}.seconds", MAX_EXPIRY_S, seconds)
+    if seconds < minimum:
+        raise below_minimum(f"{param}.seconds", minimum, seconds)
+    if seconds > maximum:
+        raise above_maximum(f"{param}.seconds", maximum, seconds)
     return seconds
 
 
-def expiry_policy_s(value: object, param: str) -> int | None:
+def expiry_policy_s(
+    value: object, param: str, *, minimum: int = MIN_EXPIRY_S, maximum: int = MAX_EXPIRY_S
+) -> int | None:
     """The seconds of a JSON expiry policy; None for none."""
     if value is None:
         return None
@@ -92,7 +103,9 @@ def expiry_policy_s(value: object, param: str) -> int | None:
     for key in value:
         if key not in ("anchor", "seconds"):
             raise unknown(f"{param}.{key}")
-    return checked_expiry_s(value.get("anchor"), value.get("seconds"), param)
+    return checked_expiry_s(
+        value.get("anchor"), value.get("seconds"), param, minimum=minimum, maximum=maximum
+    )
 
 
 def _listed(quoted: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ UPLOAD_SCHEMA: Final[dict[str, Any]] = {
         "purpose": {"type": "string", "enum": [purpose.value for purpose in PURPOSES]},
         "bytes": {"type": "integer", "minimum": 1, "maximum": MAX_UPLOAD_BYTES},
         "mime_type": {"type": "string", "maxLength": _MAX_MIME_TYPE_CHARACTERS},
-        "expires_after": refusals.EXPIRY_SCHEMA,
+        "expires_after": refusals.expiry_schema(),
     },
 }
 COMPLETION_SCHEMA: Final[dict[str, Any]] = {

@@ -26,8 +26,9 @@ from worker.deaths import Deaths, Suspicion
 from worker.feed import Feeder
 from worker.leased_worker import Claim, LeasedWorker
 from worker.model import Engine, Replanner
+from worker.pace import PaceMeter
 from worker.run_report import RIDERS, RunReport
-from worker.trials import EngineBrokenError
+from worker.trials import EngineBrokenError, EngineDeadError
 
 log: Final = structlog.get_logger(__name__)
 _POLL_S: Final = 0.02
@@ -58,6 +59,7 @@ class BlockWorker(LeasedWorker):
         doorbell: Doorbell,
         feeder: Feeder,
         run_report: RunReport,
+        pace: PaceMeter,
         replanner: Replanner | None,
         waiting: Callable[[], list[WaitingBatch]],
     ) -> None:
@@ -74,6 +76,7 @@ class BlockWorker(LeasedWorker):
         self._doorbell = doorbell
         self._feeder = feeder
         self._run_report = run_report
+        self._pace = pace
         self._replanner = replanner
         self._waiting = waiting
         self._planned_at = -math.inf
@@ -90,6 +93,7 @@ class BlockWorker(LeasedWorker):
         self._is_apart = False
         self._planned_at = -math.inf
         try:
+            self._pace.begin()
             self._replan()
             with self.despite_lost_redis():
                 self._take(job)
@@ -132,6 +136,10 @@ class BlockWorker(LeasedWorker):
         """One batch alone must be able to fill the block and what is claimed beside it."""
         shards = math.ceil(_CLAIM_AHEAD * self._engine.block_rows / self._shard_lines)
         self._feeder.ahead = max(self._least_ahead, shards)
+
+    def pulse(self) -> int:
+        """However long a sweep is, its steps are not."""
+        return self._engine.num_steps
 
     def request_stop_execution(self, execution_id: str) -> None:
         """An operator stops one shard; called from RQ's listening thread."""
@@ -181,6 +189,7 @@ class BlockWorker(LeasedWorker):
         if (num_settled or num_answered) and self._is_apart:
             self._note_harmless()
         self._run_report.note(rows, num_settled=num_settled, num_riders=num_answered)
+        self._pace.note(self._replanner)
         self.progressed()
 
     def _take_next(self) -> bool:
@@ -279,10 +288,12 @@ class BlockWorker(LeasedWorker):
         """Last claimed first, each to the front: the queue's order is as it was.
 
         Their rows stay in the block: this process is about to end, and its engine may be broken.
+        Where the engine is dead, the process as good as died over them.
         """
         for claim in reversed(self._claims.values()):
-            with self.despite_lost_redis():
-                self._deaths.let_go(claim.job.id)
+            if not isinstance(self.failure, EngineDeadError):
+                with self.despite_lost_redis():
+                    self._deaths.let_go(claim.job.id)
             with self.despite_lost_redis():
                 self.give_back(claim)
         self._claims.clear()

@@ -1,6 +1,6 @@
 """How often a process died over a shard, and with how many of its lines: who is to blame for that.
 
-Killed, crashed or stalled, a process cannot tell. So it writes down beforehand, with each shard it
+Killed, crashed or stalled, or with an engine that is dead, a process cannot tell. So it writes down beforehand, with each shard it
 claims, what is to be thought of the shard should it die. A shard that some processes have died over
 runs apart from the others, then by halves, down to the line that dies alone: its first open one.
 

@@ -103,6 +103,12 @@ class LeasedWorker(SimpleWorker):
         """Say that the work moves: what does not for `stall_s` counts as dead."""
         self._progressed_at = time.monotonic()
 
+    def pulse(self) -> int:
+        """Changes while the work moves inside a call that says nothing until its end. Asked for by
+        another thread.
+        """
+        return 0
+
     def execute_job(self, job: Job, queue: Queue) -> None:
         self.progressed()
         super().execute_job(job, queue)
@@ -206,7 +212,11 @@ class LeasedWorker(SimpleWorker):
             raise LostJobError(f"{claim.job.id}: {error!r}") from error
 
     def _beat_until(self, stopped: threading.Event) -> None:
+        last_pulse = self.pulse()
         while not stopped.wait(self._lease_s / _BEATS_PER_LEASE):
+            if (pulse := self.pulse()) != last_pulse:
+                last_pulse = pulse
+                self.progressed()
             silent_s = time.monotonic() - self._progressed_at
             if self.executions and silent_s > self._stall_s:
                 # A wedged call cannot be interrupted from here; dead is better than mute.

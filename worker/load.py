@@ -1,11 +1,13 @@
 """From settings to an engine with its weights in place: the one module here that costs torch."""
 
 import functools
+import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
+import torch
 
 from engine.config import Budgets
 from engine.engine import Engine
@@ -26,6 +28,7 @@ from worker.replanner import Replanner, told
 
 def load(settings: Settings, waiting: Sequence[WaitingBatch] = ()) -> Loaded:
     """An engine for what waits. Raises EngineError, or SettingsError for a model that is not there."""
+    _give_back_what_was_closed()
     log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
     source = resolve_model(settings)
     planning = Planning.open(settings)
@@ -62,6 +65,12 @@ def load(settings: Settings, waiting: Sequence[WaitingBatch] = ()) -> Loaded:
         load_s=time.monotonic() - started_s,
     )
     return Loaded(engine=engine, replanner=replanner)
+
+
+def _give_back_what_was_closed() -> None:
+    """The memory of an engine that this one replaces: what is free is measured next."""
+    gc.collect()  # models are cycles
+    torch.cuda.empty_cache()
 
 
 def _state_cost(log: structlog.stdlib.BoundLogger, plan: PackPlan) -> None:

@@ -14,6 +14,7 @@ from jobs.errors import SettingsError
 from jobs.ledger.ledger import Ledger, delete_unreferenced_blobs
 from jobs.queue import INTAKE_QUEUE, Doorbell
 from jobs.settings import Settings
+from jobs.webhook import Webhook
 from worker import model
 from worker.accumulator import Accumulator
 from worker.block_worker import BlockWorker
@@ -21,8 +22,10 @@ from worker.context import IntakeContext, open_store, provide_context
 from worker.feed import Feeder
 from worker.leased_worker import LeasedWorker
 from worker.model import Loaded, LoadEngine, LoadTokenizer
+from worker.pace import PaceMeter
 from worker.reconcile import Reconciler, delete_stale_snapshots, reconcile
 from worker.run_report import RunReport
+from worker.webhooks import WebhookSender
 
 _BLOB_GRACE_S: Final = 86_400.0  # no upload takes a day between its bytes and its record
 log: Final = structlog.get_logger(__name__)
@@ -57,7 +60,7 @@ def run_intake(settings: Settings, *, load_tokenizer: LoadTokenizer = model.load
         )
         delete_stale_snapshots(ledger, store)
         delete_unreferenced_blobs(ledger, store, older_than_s=_BLOB_GRACE_S)
-        with _reconciling(settings):
+        with _reconciling(settings), _telling(settings):
             _serve(connection, lambda: _intake_worker(settings, connection))
 
 
@@ -178,6 +181,7 @@ def _block_worker(
         doorbell=doorbell,
         feeder=Feeder(ledger, doorbell, ahead=settings.shards_ahead),
         run_report=RunReport(settings.state_dir / "reports"),
+        pace=PaceMeter(ledger.progress, model_id=model_id, engine=loaded.engine),
         replanner=loaded.replanner,
         waiting=lambda: ledger.groups.waiting(model_id),
     )
@@ -203,3 +207,22 @@ def _reconciling(settings: Settings) -> Iterator[None]:
             yield
         finally:
             reconciler.stop()
+
+
+@contextlib.contextmanager
+def _telling(settings: Settings) -> Iterator[None]:
+    """Listeners are told of batches that ended, beside all else."""
+    url, secret = settings.webhook_url, settings.webhook_secret
+    with contextlib.closing(Ledger.open(settings.ledger_url)) as ledger:
+        sender = WebhookSender(
+            ledger,
+            installation=None if url is None else Webhook(url=url, secret=secret),
+            secret=secret,
+            networks=settings.webhook_networks,
+            every_s=settings.reconcile_s,
+        )
+        sender.start()
+        try:
+            yield
+        finally:
+            sender.stop()

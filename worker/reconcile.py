@@ -14,6 +14,7 @@ from jobs.errors import NotFoundError
 from jobs.ledger.ledger import Ledger
 from jobs.queue import Doorbell
 from jobs.stores.base import FileStore
+from worker.estimates import note_estimates
 from worker.feed import Feeder
 
 log: Final = structlog.get_logger(__name__)
@@ -24,15 +25,16 @@ _LIVE: Final = tuple(status for status in BatchStatus if not status.is_final)
 def reconcile(ledger: Ledger, doorbell: Doorbell, store: FileStore, *, shards_ahead: int) -> None:
     served = {model.id for model in ledger.models.all()}
     feeder = Feeder(ledger, doorbell, ahead=shards_ahead)
-    for batch in ledger.batches.with_status(_LIVE):
+    live = ledger.batches.with_status(_LIVE)
+    for batch in live:
         if _is_due_for_finalize(ledger, batch):
             doorbell.finalize(batch.id)
         elif batch.status is BatchStatus.VALIDATING:
             doorbell.validate(batch.id)
         elif batch.model in served:  # others wait for their model to be served again
             feeder.feed(batch.id)
-            for index in doorbell.missing_shards(batch.id, ledger.lines.queued_shards(batch.id)):
-                doorbell.shard(batch.id, index)
+            feeder.ring_again(batch.id)
+    note_estimates(ledger, live)
     ledger.riders.remove_expired(grace_s=_RIDER_GRACE_S)
     if parties := ledger.riders.parties():
         for party_id in doorbell.missing_parties(parties):

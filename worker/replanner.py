@@ -42,6 +42,12 @@ class Replanner:
         self._queue = queue
         self._load_s = load_s
 
+    @property
+    def predicted_tokens_per_s(self) -> float | None:
+        """Of the plan as it stands; None for one that was not predicted."""
+        prediction = self._decision.prediction
+        return None if prediction is None else prediction.tokens_per_s
+
     def consider(self, waiting: Sequence[WaitingBatch]) -> bool:
         """Plan again if the queue has moved; whether the engine had better be loaded anew."""
         queue = QueueShape.of(waiting)

@@ -22,6 +22,12 @@ class EngineBrokenError(EngineError):
     """The engine raises whatever it is given: this process cannot go on."""
 
 
+class EngineDeadError(EngineBrokenError):
+    """The engine cannot even be told to leave its rows: a GPU that has met an error computes nothing
+    more in this process. Which row it was, only other processes can find out.
+    """
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
     """What one sweep settled: rows that finished, and keys of rows found to break the engine."""
@@ -71,7 +77,9 @@ class Trials:
         self._on_last_try.discard(key)
 
     def sweep(self) -> Swept:
-        """One pass over all layers. Raises EngineBrokenError when no row can be blamed."""
+        """One pass over all layers. Raises EngineBrokenError when no row can be blamed, and
+        EngineDeadError when none can be tried again.
+        """
         self._enter_next_trial()
         if not self._running:
             return Swept(completions=[], blamed=self._blame_unproven())
@@ -100,6 +108,7 @@ class Trials:
         if self._num_missing[key] <= 0:
             self._running.pop(key, None)
             del self._num_missing[key]
+            self._on_last_try.discard(key)
 
     def _enter_next_trial(self) -> None:
         while not self._running and self._groups:
@@ -110,8 +119,11 @@ class Trials:
 
     def _split(self, error: Exception) -> None:
         group = list(self._running.values())
-        for prompt in group:
-            self._engine.cancel(prompt.key)
+        try:
+            for prompt in group:
+                self._engine.cancel(prompt.key)
+        except Exception as failure:  # noqa: BLE001 - whatever it says
+            raise EngineDeadError(f"the engine is dead: {error!r}, then {failure!r}") from error
         self._running.clear()
         self._num_missing.clear()
         if len(group) > 1:

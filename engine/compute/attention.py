@@ -35,7 +35,9 @@ class AttentionContext:
         self.num_calls = 0
 
     def prepare(self, packing: Packing, layer: int) -> None:
-        """The packing attends in that layer next, or after the step about to run."""
+        """The packing attends next, or after the step about to run, in what is that layer's for keys
+        and values.
+        """
         self.routes[packing.tier].prepare(packing, layer)
 
     def settle(self) -> None:

@@ -38,6 +38,7 @@ class Fetched:
         self._locals: dict[int, _Local] = {}  # by the packing's identity, for one sweep
         self._coming: dict[tuple[int, int], concurrent.futures.Future[_Buffers]] = {}
         self._buffers = [_Buffers(device), _Buffers(device)]
+        self._attended: _Buffers | None = None  # the last, free once that attention is over
         self._stores: list[concurrent.futures.Future[None]] = []
 
     def prepare(self, packing: Packing, layer: int) -> None:
@@ -51,7 +52,7 @@ class Fetched:
 
     def attend(self, new: New, *, packing: Packing, layer: int, head: Head) -> torch.Tensor:
         local = self._locals[id(packing)]
-        buffers = self._coming.pop((id(packing), layer)).result()
+        buffers = self._taken(packing, layer)
         self._require_stored()
         buffers.wait()
         home, dtype = new.query.device, new.query.dtype
@@ -84,6 +85,20 @@ class Fetched:
 
     def close(self) -> None:
         self._pool.shutdown()
+        self._buffers.clear()
+        self._attended = None
+
+    def _taken(self, packing: Packing, layer: int) -> "_Buffers":
+        """What was fetched for that attention. A layer's second one nobody saw coming: what the first
+        has attended over makes room for it.
+        """
+        coming = self._coming.pop((id(packing), layer), None)
+        if coming is None:
+            assert self._attended is not None, "a layer's first attention is prepared"
+            local = self._locals[id(packing)]
+            coming = self._pool.submit(self._fetch, local, layer, self._attended)
+        self._attended = coming.result()
+        return self._attended
 
     def _require_stored(self) -> None:
         """Raise what an earlier store raised, once, and forget those that are done."""
@@ -172,8 +187,9 @@ class _Buffers:
                 ]
         if self._stream is not None:
             with torch.cuda.stream(self._stream):
-                for room, source in zip(self._rooms, self._staging, strict=True):
-                    room.copy_(source, non_blocking=True)
+                for pool, room, source in zip(pools, self._rooms, self._staging, strict=True):
+                    target = _shaped(room, pool, num_slots)
+                    target.copy_(_shaped(source, pool, num_slots), non_blocking=True)
                 self._filled = sent_event(self._device)
 
     def wait(self) -> None:
@@ -182,13 +198,21 @@ class _Buffers:
             torch.cuda.current_stream(self._device).wait_event(self._filled)
 
     def _grow(self, pools: tuple[torch.Tensor, torch.Tensor], num_slots: int) -> None:
+        """Rooms are the filling stream's own: taken from another's, their memory might be in use by
+        what that one has yet to compute, and be zeroed after it was filled.
+        """
         for index, pool in enumerate(pools):
             wanted = pool.shape[0] * num_slots * pool.shape[2]
             if self._rooms[index].numel() < wanted:
+                # First the smaller ones go: there is room for one of each.
+                self._rooms[index] = self._staging[index] = torch.empty(0)
                 # Zeros: attention may look behind a row's end, and 0 * NaN is NaN.
-                self._rooms[index] = torch.zeros(wanted, dtype=pool.dtype, device=self._device)
-                if self._stream is not None:
-                    self._staging[index] = torch.zeros(wanted, dtype=pool.dtype, pin_memory=True)
+                if self._stream is None:
+                    self._rooms[index] = torch.zeros(wanted, dtype=pool.dtype)
+                    continue
+                with torch.cuda.stream(self._stream):
+                    self._rooms[index] = torch.zeros(wanted, dtype=pool.dtype, device=self._device)
+                self._staging[index] = torch.zeros(wanted, dtype=pool.dtype, pin_memory=True)
 
 
 def _shaped(room: torch.Tensor, like: torch.Tensor, num_slots: int) -> torch.Tensor:

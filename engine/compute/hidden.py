@@ -25,7 +25,7 @@ class Hidden(Protocol):
 
 
 class OnCpu:
-    """In host memory, pinned where a GPU will fetch them."""
+    """In host memory, beside a GPU. Each way is waited for."""
 
     def __init__(self) -> None:
         self._kept: torch.Tensor | None = None
@@ -72,6 +72,12 @@ class OnDisk:
 
     def close(self) -> None:
         self._file.close()
+
+
+def may_leave(states: torch.Tensor) -> bool:
+    """Whether nothing else lies in their storage, which is given up while they are away."""
+    is_whole = states.untyped_storage().nbytes() == states.numel() * states.itemsize
+    return is_whole and states.is_contiguous()
 
 
 def hidden_on(tier: Tier, *, compute: Tier, spill_dir: Path) -> Hidden | None:

@@ -15,7 +15,7 @@ from greenlet import getcurrent, greenlet
 from torch import nn
 
 from engine.compute.attention import AttentionContext
-from engine.compute.hidden import Hidden
+from engine.compute.hidden import Hidden, may_leave
 from engine.compute.packing import Packing
 from engine.compute.routes import PARKED
 
@@ -133,11 +133,12 @@ def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
         current = getcurrent()
         assert current.parent is not None, "a gated model runs in lockstep only"
         states = arguments[0] if arguments else options["hidden_states"]
-        if current.hidden is not None:
-            current.hidden.put(states)
+        hidden = current.hidden if may_leave(states) else None
+        if hidden is not None:
+            hidden.put(states)
         current.parent.switch()
-        if current.hidden is not None:
-            current.hidden.take(states)
+        if hidden is not None:
+            hidden.take(states)
         return forward(*arguments, **options)
 
     return wait_then_forward

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from engine.compute.attend import AttentionPlan, attend, plan_attention
-from engine.compute.gather import Bucket, attend_gathered, plan_gathering
+from engine.compute.gather import GATHER_BYTES, Bucket, attend_gathered, plan_gathering
 from engine.compute.segments import Head, Segment, cut_at_chunks
 from engine.planning.flops import Attended, attended
 from engine.planning.policy import Tier
@@ -30,7 +30,7 @@ class Packing:
     _view_plans: dict[int | None, AttentionPlan] = dataclasses.field(
         default_factory=dict, init=False, repr=False
     )
-    _gather_plans: dict[int | None, tuple[Bucket, ...]] = dataclasses.field(
+    _gather_plans: dict[tuple[int | None, int], tuple[Bucket, ...]] = dataclasses.field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -54,13 +54,17 @@ class Packing:
             self._view_plans[window] = plan_attention(self.segments, window=window, dtype=dtype)
         return self._view_plans[window]
 
-    def gather_plan(self, window: int | None) -> tuple[Bucket, ...]:
-        """Likewise, for a GPU."""
-        if window not in self._gather_plans:
-            self._gather_plans[window] = plan_gathering(
-                self.segments, window=window, device=self.slots.device
+    def gather_plan(self, window: int | None, token_bytes: int) -> tuple[Bucket, ...]:
+        """Likewise, for a GPU; `token_bytes` of a token's keys and values in such a layer."""
+        key = (window, token_bytes)
+        if key not in self._gather_plans:
+            self._gather_plans[key] = plan_gathering(
+                self.segments,
+                window=window,
+                most_tokens=GATHER_BYTES // token_bytes,
+                device=self.slots.device,
             )
-        return self._gather_plans[window]
+        return self._gather_plans[key]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,5 +108,6 @@ def write_and_attend(
     if keys.device.type == "cpu":
         plan = packing.view_plan(head.window, keys.dtype)
         return attend(new.query, keys, values, plan=plan, head=head)
-    buckets = packing.gather_plan(head.window)
+    token_bytes = sum(pool.shape[0] * pool.shape[2] * pool.itemsize for pool in (keys, values))
+    buckets = packing.gather_plan(head.window, token_bytes)
     return attend_gathered(new.query, keys, values, plan=buckets, head=head)

@@ -25,7 +25,9 @@ class Route(Protocol):
     cache: KVCache
 
     def prepare(self, packing: Packing, layer: int) -> None:
-        """Called in the order of the steps, for each before the one ahead of it runs."""
+        """Called in the order of the steps, for each before the one ahead of it runs; `layer` is the
+        first of its attentions, if there are several.
+        """
         ...
 
     def attend(self, new: New, *, packing: Packing, layer: int, head: Head) -> torch.Tensor:

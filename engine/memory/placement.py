@@ -225,16 +225,12 @@ class Span:
         """What a buffer needs for the span's pages, wherever in the first and last it lies."""
         return self.num_bytes + 2 * PAGE_BYTES if self.pieces else 0
 
-    def bytes_in(self, buffer: torch.Tensor) -> torch.Tensor:
-        """The span in a uint8 buffer that starts with the span's first page."""
-        return buffer[self.skipped_bytes : self.skipped_bytes + self.num_bytes]
-
     def runs(self, left_out: Collection[Piece]) -> list["Span"]:
         """What remains of it without these pieces: as few spans as there are gaps, and one."""
         groups = itertools.groupby(self.pieces, key=lambda piece: piece in left_out)
         return [Span(tuple(run)) for is_left_out, run in groups if not is_left_out]
 
     def view(self, piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
-        """One of its pieces in such a buffer."""
+        """One of its pieces in a uint8 buffer that starts with the span's first page."""
         start = self.skipped_bytes + piece.offset_bytes - self.offset_bytes
         return piece.view(buffer[start : start + piece.num_bytes])

@@ -28,6 +28,9 @@ class Slot:
         self.started: torch.cuda.Event | None = _event(timing=True) if on_gpu else None
         self.filled: torch.cuda.Event | None = _event(timing=True) if on_gpu else None
         self.drained: torch.cuda.Event | None = _event(timing=False) if on_gpu else None
+        if self.drained is not None:
+            # Memory that was another's a moment ago: what was asked for of it may still run.
+            self.drained.record(torch.cuda.current_stream(device))
         self.copy: tuple[str, int, float] | None = None  # what is on its way: name, bytes, since
         self.num_tokens: int | None = None  # of the sweep that gave it back last
         self.unit = -1  # what it was then filled with

@@ -1,6 +1,7 @@
 """Where bytes live: host buffers and direct reads from disk into them; knows nothing of weights."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import mmap
@@ -73,6 +74,7 @@ class HostArena:
             num_bytes,
             error,
         )
+        _let_go_of_refusal()
         pinned = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         self._whole = memoryview(pinned.numpy().data)
 
@@ -80,6 +82,14 @@ class HostArena:
         if self._registered is not None:
             torch.cuda.cudart().cudaHostUnregister(self._registered)  # type: ignore[no-untyped-call]
             self._registered = None
+
+
+def _let_go_of_refusal() -> None:
+    """CUDA keeps the error of a call that was refused, and raises it from whatever kernel is launched
+    next: let that be one that nobody needs.
+    """
+    with contextlib.suppress(RuntimeError):
+        torch.ones(1, device="cuda")
 
 
 @dataclasses.dataclass(slots=True)
@@ -135,6 +145,8 @@ class DirectReader:
             )
             for position in range(start, end, _CHUNK_BYTES)
         ]
+        # All of them, also where one fails: who is told of it may fill the buffer anew.
+        concurrent.futures.wait(pieces)
         got = sum(piece.result() for piece in pieces)
         skipped = offset_bytes - start
         if got < skipped + num_bytes:

@@ -33,8 +33,10 @@ from engine.timeline import Timeline, Track
 class WeightCounters:
     """What streaming cost so far. `streamed_bytes` are stored bytes of what was fetched of acquired
     parts; `fetched_s` is of fetches, `waited_s` compute time lost to weights not yet there.
+    `num_units` came by the ring, also for nobody, after a sweep that broke off.
     """
 
+    num_units: int = 0
     streamed_bytes: int = 0
     fetched_s: float = 0.0
     waited_s: float = 0.0
@@ -228,6 +230,7 @@ class StreamedWeights:
             torch.cuda.current_stream(self._device).wait_event(slot.filled)
         if slot.unit == self._spared:
             self._unbind_spare()
+        self.counters.num_units += 1
         self._came.add(slot.unit)
         self._held.append(slot)
         self._bind(slot)

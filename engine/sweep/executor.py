@@ -53,7 +53,8 @@ class Executor:
     ) -> None:
         self._model = model
         self._num_layers = num_layers
-        self._num_attentions = num_attentions  # a layer may have two
+        self._num_attentions = num_attentions
+        self._attentions_a_layer = num_attentions // num_layers  # mostly one
         self._weights = weights
         self._head = head
         self._context = context
@@ -62,6 +63,13 @@ class Executor:
         self._device = device
         self._work = work
         self._timeline = timeline
+        self._num_steps = 0
+        self._broke_off = False  # in the last sweep, in the middle of its weights
+
+    @property
+    def num_steps(self) -> int:
+        """Taken so far, and units of weights that came for them, in the middle of a sweep too."""
+        return self._num_steps + self._weights.counters.num_units
 
     def run(self, shares: Sequence[Share]) -> Swept:
         """Sweep once. Raises EngineError, or what the model raised; the rows are then as they were
@@ -86,6 +94,10 @@ class Executor:
         self, batches: Sequence[MicroBatch], readings: Readings, clock: StepClock
     ) -> list[torch.Tensor]:
         self._context.num_calls = 0
+        if self._broke_off:
+            # Only now: who was interrupted for good does not wait for weights that nobody needs.
+            self._weights.rewind()
+            self._broke_off = False
         self._weights.begin(sum(batch.token_ids.shape[1] for batch in batches))
         with Lockstep(self._model, self._context, batches) as lockstep:
             try:
@@ -93,8 +105,8 @@ class Executor:
                 self._run_head(lockstep, batches, readings, clock)
                 self._context.settle()
             except BaseException:
+                self._broke_off = True  # a caller that drops the bad row can go on
                 self._context.abandon()
-                self._weights.rewind()  # a caller that drops the bad row can go on
                 raise
         expected = self._num_attentions * len(batches)
         if self._context.num_calls != expected:
@@ -112,10 +124,12 @@ class Executor:
             if step.is_first:
                 self._weights.acquire(step.layer, num_forwards=len(batches))
             if coming is not None:
-                self._context.prepare(batches[coming.micro_batch].packing, coming.layer)
+                attention = coming.layer * self._attentions_a_layer
+                self._context.prepare(batches[coming.micro_batch].packing, attention)
             flops = self._layer_flops(step.layer, batches[step.micro_batch])
             with clock.span(Track.LAYERS, f"layer {step.layer}", flops=flops):
                 is_through = lockstep.step(step.micro_batch)
+            self._num_steps += 1
             if not is_through:
                 parked.append(step.micro_batch)
             if step.is_last:
@@ -127,6 +141,7 @@ class Executor:
         while parked:
             with clock.span(Track.LAYERS, f"layer {layer}, after attention"):
                 is_through = lockstep.step(parked[0])
+            self._num_steps += 1
             if is_through:
                 del parked[0]
 

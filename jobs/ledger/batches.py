@@ -19,7 +19,10 @@ from jobs.batch import (
 )
 from jobs.errors import ConflictError, NotFoundError
 from jobs.ledger.database import Database
+from jobs.ledger.deliveries import note_end
 from jobs.ledger.files import Page, is_id, position_of
+from jobs.ledger.options import insert_options, read_options
+from jobs.ledger.progress import read_estimate
 from jobs.ledger.scope import WHOLE, Scope
 from jobs.ledger.tables import batches, idempotency_keys, lines, results
 from jobs.ledger.usage import check_batches_per_hour
@@ -50,7 +53,9 @@ class BatchRecords:
             if key is not None and _keyed(connection, key, self._tenant) is not None:
                 return False
             check_batches_per_hour(connection, self._scope.caller)
-            connection.execute(insert(batches).values(**_row(self._claimed(batch))))
+            claimed = self._claimed(batch)
+            connection.execute(insert(batches).values(**_row(claimed)))
+            insert_options(connection, claimed)
             if key is not None:
                 connection.execute(
                     insert(idempotency_keys).values(
@@ -216,6 +221,8 @@ def advance_batch(
         .where(batches.c.id == batch_id, batches.c.status.in_(allowed), owned)
         .values(**values)
     )
+    if moved.rowcount == 1 and to.is_final:
+        note_end(connection, batch_id, to, at=values[f"{to}_at"])
     return moved.rowcount == 1
 
 
@@ -275,5 +282,7 @@ def _batch(connection: Connection, row: Row[Any]) -> Batch:
         "output_expires_after": None if seconds is None else ExpiryPolicy(seconds=seconds),
         "request_counts": counts,
         "usage": usage,
+        "options": read_options(connection, row.id),
+        "estimate": None if row.final_counts else read_estimate(connection, row.id),
     }
     return Batch(**(plain | converted))

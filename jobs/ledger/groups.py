@@ -32,6 +32,11 @@ class GroupRecords:
             found = [_waiting(connection, batch_id) for batch_id in ids]
         return [batch for batch in found if batch.num_open and batch.groups]
 
+    def of(self, batch_id: str) -> tuple[LineGroup, ...]:
+        """All its lines that can run, summed up; none while it is validated."""
+        with self._database.reading() as connection:
+            return _groups(connection, batch_id)
+
 
 def insert_groups(connection: Connection, batch_id: str, groups: Sequence[LineGroup]) -> None:
     if groups:
@@ -56,21 +61,24 @@ def _waiting(connection: Connection, batch_id: str) -> WaitingBatch:
         ).scalar_one()
         for table in (lines, results)
     )
-    query = select(line_groups).where(line_groups.c.batch_id == batch_id)
-    rows = connection.execute(query.order_by(line_groups.c.group_index)).all()
     return WaitingBatch(
         batch_id=batch_id,
         num_open=total - settled,
-        groups=tuple(
-            LineGroup(
-                num_lines=row.num_lines,
-                prompt_tokens=row.prompt_tokens,
-                shared_tokens=row.shared_tokens,
-                limit_tokens=row.limit_tokens,
-            )
-            for row in rows
-        ),
+        groups=_groups(connection, batch_id),
         outputs=_outputs(connection, batch_id),
+    )
+
+
+def _groups(connection: Connection, batch_id: str) -> tuple[LineGroup, ...]:
+    query = select(line_groups).where(line_groups.c.batch_id == batch_id)
+    return tuple(
+        LineGroup(
+            num_lines=row.num_lines,
+            prompt_tokens=row.prompt_tokens,
+            shared_tokens=row.shared_tokens,
+            limit_tokens=row.limit_tokens,
+        )
+        for row in connection.execute(query.order_by(line_groups.c.group_index)).all()
     )
 
 

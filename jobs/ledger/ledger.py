@@ -13,10 +13,13 @@ from jobs.batch import SNAPSHOT_PREFIX
 from jobs.errors import NotFoundError
 from jobs.ledger.batches import BatchRecords
 from jobs.ledger.database import Database
+from jobs.ledger.deliveries import DeliveryRecords
 from jobs.ledger.files import FileRecords
 from jobs.ledger.groups import GroupRecords
 from jobs.ledger.keys import KeyRecords
 from jobs.ledger.lines import LineRecords
+from jobs.ledger.progress import ProgressRecords
+from jobs.ledger.ranks import RankRecords
 from jobs.ledger.riders import RiderRecords
 from jobs.ledger.scope import WHOLE, Scope
 from jobs.ledger.tables import models
@@ -81,6 +84,9 @@ class Ledger:
         self.uploads = UploadRecords(database, scope)
         self.lines = LineRecords(database)
         self.groups = GroupRecords(database)
+        self.deliveries = DeliveryRecords(database)
+        self.progress = ProgressRecords(database)
+        self.ranks = RankRecords(database)
         self.models = ModelRecords(database)
         self.riders = RiderRecords(database)
         self.keys = KeyRecords(database)

@@ -9,7 +9,7 @@ from jobs.batch import BatchStatus
 from jobs.ledger.batches import advance_batch
 from jobs.ledger.database import Database
 from jobs.ledger.groups import insert_groups
-from jobs.ledger.tables import batches, lines, results, shards
+from jobs.ledger.tables import lines, results, shards
 from jobs.ledger.turns import ShardState, next_shards
 from jobs.line import LineRecord, Outcome, ResultRecord, unrun_result
 from jobs.line_group import LineGroup
@@ -128,6 +128,53 @@ class LineRecords:
                 settled = [unrun_result(batch_id, line, outcome) for line in rest]
                 self._insert_results(connection, settled)
 
+    def unfinished(self, batch_id: str) -> Iterator[LineRecord]:
+        """Lines whose result is no success, in input order, a few hundred held at a time."""
+        last = -1
+        is_its_line = and_(
+            results.c.batch_id == lines.c.batch_id, results.c.line_index == lines.c.line_index
+        )
+        while True:
+            query = (
+                select(lines)
+                .join(results, is_its_line)
+                .where(
+                    lines.c.batch_id == batch_id,
+                    lines.c.line_index > last,
+                    results.c.outcome != Outcome.COMPLETED,
+                )
+                .order_by(lines.c.line_index)
+                .limit(_READ_ROWS)
+            )
+            with self._database.reading() as connection:
+                found = [_line(row) for row in connection.execute(query).all()]
+            if not found:
+                return
+            last = found[-1].index
+            yield from found
+
+    def recorded(self, batch_id: str, *, first: int) -> Iterator[str]:
+        """Result rows (JSON text) of any outcome in input order, from the line of that index up to
+        the first that has none yet.
+        """
+        following = first
+        while True:
+            query = (
+                select(results.c.line_index, results.c.row)
+                .where(results.c.batch_id == batch_id, results.c.line_index >= following)
+                .order_by(results.c.line_index)
+                .limit(_READ_ROWS)
+            )
+            with self._database.reading() as connection:
+                found = connection.execute(query).all()
+            for row in found:
+                if row.line_index != following:
+                    return
+                yield row.row
+                following += 1
+            if not found:
+                return
+
     def rows(self, batch_id: str, outcomes: Iterable[Outcome]) -> Iterator[str]:
         """Result rows (JSON text) of those outcomes in input order, a few hundred held at a time."""
         last = -1
@@ -149,21 +196,6 @@ class LineRecords:
                 return
             last = found[-1].line_index
             yield from (row.row for row in found)
-
-    def waiting_batches(self) -> list[str]:
-        """Batches in progress that have waiting shards, oldest first."""
-        query = (
-            select(batches.c.id)
-            .where(
-                batches.c.status == BatchStatus.IN_PROGRESS,
-                exists().where(
-                    shards.c.batch_id == batches.c.id, shards.c.state == ShardState.WAITING
-                ),
-            )
-            .order_by(batches.c.seq)
-        )
-        with self._database.reading() as connection:
-            return list(connection.execute(query).scalars())
 
     def _insert_results(self, connection: Connection, found: Iterable[ResultRecord]) -> None:
         statement = self._database.insert_or_ignore(results)

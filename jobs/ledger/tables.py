@@ -7,6 +7,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Double,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -130,6 +131,31 @@ batches = Table(
     Index("batches_by_tenant", "tenant", "seq"),
 )
 
+# What some batches ask beyond the contract; most have no row here.
+batch_options = Table(
+    "batch_options",
+    METADATA,
+    Column("batch_id", String(64), ForeignKey("batches.id"), primary_key=True),
+    Column("priority", Integer, nullable=False),
+    Column("expires_after_s", Integer),
+    Column("webhook_url", Text),
+    Column("webhook_secret", Text),
+    Column("retry_of", String(64)),
+)
+
+# Who is still to be told of a batch's end: a row comes with the status and goes with the delivery.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    METADATA,
+    Column("batch_id", String(64), ForeignKey("batches.id"), nullable=False),
+    Column("listener", String(16), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("due_at", Float, nullable=False, index=True),
+    Column("num_tries", Integer, nullable=False),
+    PrimaryKeyConstraint("batch_id", "listener"),
+)
+
 # Which batch a client's own key stands for, and the digest of what it asked for then.
 idempotency_keys = Table(
     "idempotency_keys",
@@ -217,6 +243,25 @@ riders = Table(
     Column("status_code", Integer),
     Column("answer", Text),
     Index("riders_by_server", "server_id", "status_code"),
+)
+
+# How fast a model's worker goes, and what follows from it for each live batch: told, never relied on.
+paces = Table(
+    "paces",
+    METADATA,
+    Column("model_id", String(255), primary_key=True),
+    Column("tokens_per_s", Float),
+    Column("predicted_tokens_per_s", Float),
+)
+
+estimates = Table(
+    "estimates",
+    METADATA,
+    Column("batch_id", String(64), ForeignKey("batches.id"), primary_key=True),
+    Column("noted_at", Integer, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("tokens_per_s", Float),
+    Column("seconds_left", Float),
 )
 
 models = Table(

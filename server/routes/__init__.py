@@ -4,12 +4,13 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from server.routes import batches, files, health, models, riders, uploads
+from server.routes import batches, files, health, models, results, riders, uploads
 
 ROUTES: Final[tuple[APIRouter, ...]] = (
     files.router,
     uploads.router,
     batches.router,
+    results.router,
     riders.router,
     models.router,
 )

@@ -12,10 +12,19 @@ from jobs.ledger.batches import IdempotencyKey
 from jobs.ledger.ledger import Ledger
 from jobs.openai import BatchObject, ListPage, batch_object, list_page
 from jobs.stores.base import FileStore
+from server.batch_options import check_webhook
 from server.batch_request import SCHEMA, BatchRequest, parse_batch_request
-from server.deps import BellDep, FilesDep, JsonBodyDep, LedgerDep
+from server.deps import BellDep, FilesDep, JsonBodyDep, LedgerDep, SettingsDep
+from server.retry import (
+    check_retryable,
+    delete_retry_file,
+    make_retry_file,
+    retry_digest,
+    retry_request,
+)
 
 router = APIRouter(tags=["batches"])
+_KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": SCHEMA}}}}
 
 
@@ -26,10 +35,12 @@ def create_batch(
     ledger: LedgerDep,
     files: FilesDep,
     bell: BellDep,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    settings: SettingsDep,
+    idempotency_key: _KeyHeader = None,
 ) -> BatchObject:
     """With a key of the client's own, asking again makes no second batch."""
     request = parse_batch_request(body)
+    check_webhook(request.options.webhook, settings)
     key = None
     if idempotency_key is not None:
         key = IdempotencyKey(key=idempotency_key, digest=request.digest)
@@ -68,9 +79,10 @@ def _record(
         input_file_id=request.input_file_id,
         completion_window=request.completion_window,
         created_at=now,
-        expires_at=now + request.window_s,
+        expires_at=now + request.lifetime_s,
         metadata=request.metadata,
         output_expires_after=request.output_expires_after,
+        options=request.options,
     )
     try:
         files.link(request.input_file_id, batch.input_blob)
@@ -118,3 +130,33 @@ def cancel_batch(batch_id: str, ledger: LedgerDep, bell: BellDep) -> BatchObject
     elif batch.status not in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
         raise ConflictError(f"Cannot cancel a batch with status '{batch.status}'.")
     return batch_object(batch)
+
+
+@router.post("/v1/batches/{batch_id}/retry")
+def retry_batch(
+    batch_id: str,
+    *,
+    ledger: LedgerDep,
+    files: FilesDep,
+    bell: BellDep,
+    idempotency_key: _KeyHeader = None,
+) -> BatchObject:
+    """A new batch of the lines of an ended one that did not succeed."""
+    batch = ledger.batches.get(batch_id)
+    key = None
+    if idempotency_key is not None:
+        key = IdempotencyKey(key=idempotency_key, digest=retry_digest(batch.id))
+        known = ledger.batches.of_key(key)
+        if known is not None:
+            return batch_object(known)
+    check_retryable(batch)
+    file = make_retry_file(batch, ledger, files)
+    try:
+        again = _record(retry_request(batch, file), key, ledger, files)
+    except BaseException:
+        delete_retry_file(file, ledger, files)
+        raise
+    if again.input_file_id != file.id:  # another request took the key meanwhile
+        delete_retry_file(file, ledger, files)
+    bell.validate(again.id)
+    return batch_object(again)

@@ -28,8 +28,12 @@ from worker.render import Renderer
 _REFUSED_TOKEN = 13
 
 
-class _Cut(Exception):
-    """The run is cut short here."""
+_POISON = 14
+"""A prompt that holds this token makes every sweep it is in raise."""
+
+
+class _Cut(BaseException):
+    """The run is cut short here, as by Ctrl-C."""
 
 
 class _NoText:
@@ -62,6 +66,7 @@ class _FakeEngine:
     block_rows = 3
     fingerprint = "fake"
     max_context_tokens = 100
+    num_steps = 0
 
     def __init__(self, *, most_sweeps: int | None = None) -> None:
         self.rows: list[Prompt] = []
@@ -83,9 +88,11 @@ class _FakeEngine:
         self.most_rows = max(self.most_rows, self.num_rows)
 
     def cancel(self, key: str) -> None:
-        raise NotImplementedError
+        self.rows = [row for row in self.rows if row.key != key]
 
     def sweep(self) -> list[Completion]:
+        if any(_POISON in row.token_ids for row in self.rows):
+            raise RuntimeError("out of luck")
         if self._report.num_sweeps == self._most_sweeps:
             raise _Cut
         self._report.num_sweeps += 1
@@ -190,6 +197,28 @@ def test_lines_that_cannot_run_are_errors_beside_the_output(tmp_path: Path) -> N
     first, second = _read(tmp_path / "out.errors.jsonl")
     assert (first["custom_id"], first["response"]["status_code"]) == ("line-0", 400)
     assert second["response"]["body"]["error"]["code"] == "unlucky"
+
+
+@pytest.mark.parametrize("place", [0, 4, 7])
+def test_a_line_that_the_engine_raises_for_fails_alone(tmp_path: Path, place: int) -> None:
+    prompts: list[object] = [[number, 50] for number in range(8)]
+    prompts[place] = [[1, 50], [_POISON], [2, 50]]
+    source = _write(tmp_path / "in.jsonl", prompts)
+    engine = _FakeEngine()
+    tally = _run(source, tmp_path / "out.jsonl", engine)
+    assert (tally.num_answered, tally.num_refused) == (7, 1)
+    others = {f"line-{number}" for number in range(8)} - {f"line-{place}"}
+    assert {answer["custom_id"] for answer in _read(tmp_path / "out.jsonl")} == others
+    (failed,) = _read(tmp_path / "out.errors.jsonl")
+    assert (failed["custom_id"], failed["response"]["status_code"]) == (f"line-{place}", 500)
+    assert not engine.rows
+
+
+def test_an_engine_that_raises_for_every_line_ends_the_run_and_blames_none(tmp_path: Path) -> None:
+    source = _write(tmp_path / "in.jsonl", [[_POISON, number] for number in range(5)])
+    with pytest.raises(EngineError, match="out of luck"):
+        _run(source, tmp_path / "out.jsonl", _FakeEngine())
+    assert not _read(tmp_path / "out.errors.jsonl")
 
 
 def test_a_run_that_was_cut_short_is_resumed_with_each_line_once(tmp_path: Path) -> None:

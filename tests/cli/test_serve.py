@@ -1,5 +1,6 @@
 """`freight serve` as one program: up, stopped in order, and gone with all that it started."""
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from cli.serve import _child_environment, _ready_text
 from jobs.settings import Settings
@@ -82,6 +84,22 @@ def test_a_signal_stops_all_in_order_and_that_is_success(
     assert (tmp_path / "order").read_text().split() == ["server", "intake", "worker"]
     assert not any(map(is_running, children))
     assert not (tmp_path / "state" / "valkey" / "url").exists()
+
+
+def test_a_valkey_that_died_is_started_again_where_the_roles_look_for_it(
+    serving: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    url = (tmp_path / "state" / "valkey" / "url").read_text()
+
+    def process_id() -> int:
+        with contextlib.suppress(redis.RedisError), redis.Redis.from_url(url) as client:
+            return int(client.info("server")["process_id"])
+        return 0
+
+    first = process_id()
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: process_id() not in {0, first})
+    assert serving.poll() is None
 
 
 def test_nothing_outlives_a_killed_serve(serving: "subprocess.Popen[str]", tmp_path: Path) -> None:

@@ -102,6 +102,34 @@ def test_a_killed_child_is_started_again(house: _House) -> None:
     assert "worker died (SIGKILL)" in house.news[-1]
 
 
+def test_a_child_that_has_worked_is_started_again_though_it_finds_its_settings_wrong(
+    house: _House,
+) -> None:
+    """Its memory may be another's for a while, or the disk full."""
+    refusing = (
+        "import os, pathlib, sys\n"
+        "starts = pathlib.Path(sys.argv[2]) / 'starts'\n"
+        "number = len(starts.read_text()) if starts.exists() else 0\n"
+        "starts.write_text('x' * (number + 1))\n"
+        "if number in (1, 2): sys.exit(os.EX_CONFIG)\n"
+    )
+    supervisor = house.supervise(house.role("worker", refusing + _CHILD))
+    supervisor.await_ready()
+    first = house.process_id("worker")
+    os.kill(first, signal.SIGKILL)
+
+    def is_back() -> bool:
+        supervisor.check()
+        return house.process_id("worker") not in {first, 0}
+
+    wait_until(is_back)
+    assert [line.split(";")[0] for line in house.news[1:]] == [
+        "worker died (SIGKILL)",
+        "worker died (exit status 78)",
+        "worker died (exit status 78)",
+    ]
+
+
 def test_a_wrong_configuration_ends_everything_with_the_childs_own_words(house: _House) -> None:
     program = (
         "import os, sys; print('some log line'); sys.stdout.flush();"

@@ -12,6 +12,7 @@ from openai import OpenAI
 from redis import Redis
 
 from jobs.ledger.ledger import Ledger, Model
+from jobs.networks import Networks
 from jobs.settings import Settings
 from jobs.stores import STORES
 from server.app import create_app
@@ -109,7 +110,11 @@ def file_id(client: OpenAI, lines: bytes) -> str:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory, contract_redis_url: str) -> Iterator[Service]:
     """Shared by all tests of a session: none may stop or starve it."""
-    box = Box(tmp_path_factory.mktemp("service"), contract_redis_url)
+    box = Box(
+        tmp_path_factory.mktemp("service"),
+        contract_redis_url,
+        webhook_networks=Networks("127.0.0.0/8"),
+    )
     with (
         serving(create_app(box.settings)) as url,
         box.running("intake"),

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from jobs.openai import BatchObject, FileObject, ModelObject, PartObject, UploadObject
+from jobs.openai import (
+    BatchObject,
+    FileObject,
+    ModelObject,
+    PartObject,
+    ProgressObject,
+    UploadObject,
+)
 from jobs.parameters import PARAMETERS
 from jobs.settings import Settings
 from server.app import create_app
@@ -99,6 +106,11 @@ def test_the_page_names_every_supported_value(openapi: dict[str, Any]) -> None:
 def test_the_page_has_all_fields_in_their_order() -> None:
     told = {row[0]: _REF.findall(row[1]) for row in table("object")}
     assert told == {name: list(kind.model_fields) for name, kind in OBJECTS.items()}
+
+
+def test_the_page_explains_every_field_of_progress() -> None:
+    told = [name for row in table("field of `progress`") for name in _REF.findall(row[0])]
+    assert told == list(ProgressObject.model_fields)
 
 
 def test_the_page_has_all_statuses() -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from transformers import PreTrainedModel
 
 from engine.config import Budgets
 from engine.engine import Engine
 from engine.errors import BudgetError, EngineError
 from engine.memory.retention import prune_packs
+from engine.memory.ring import Slot
+from engine.memory.weights import StreamedWeights
 from engine.planning.policy import Split, Tier
 from engine.sweep import assembly
 from engine.sweep.trace import ChromeTrace
@@ -71,6 +74,23 @@ def test_a_closed_engine_leaves_nothing_open(folder: Path) -> None:
         assert is_held(folder)
     assert opened() == before
     assert not is_held(folder)
+
+
+def test_a_closed_engine_gives_its_weights_back_though_somebody_holds_it(folder: Path) -> None:
+    def held() -> list[str]:
+        gc.collect()
+        kinds = (PreTrainedModel, Slot, StreamedWeights)
+        found = [type(each) for each in gc.get_objects()]
+        return sorted(kind.__name__ for kind in found if issubclass(kind, kinds))
+
+    before = held()
+    engine = load(folder)
+    engine.submit(prompt_of())
+    engine.sweep()
+    assert len(held()) > len(before)
+    engine.close()
+    assert held() == before
+    assert engine.report().num_sweeps == 1
 
 
 @pytest.mark.parametrize(

@@ -155,8 +155,9 @@ def attend_copies(
     *,
     segments: list[Segment],
     head: Head,
+    most_tokens: int = 2**16,
 ) -> torch.Tensor:
-    plan = plan_gathering(segments, window=head.window, device=keys.device)
+    plan = plan_gathering(segments, window=head.window, most_tokens=most_tokens, device=keys.device)
     return attend_gathered(query, keys, values, plan=plan, head=head)
 
 
@@ -281,14 +282,52 @@ def test_any_number_of_query_heads_may_share_a_key_and_values_may_differ_in_size
 
 @pytest.mark.parametrize("kind", ["plain", "window"])
 def test_decoding_rows_of_very_different_length_are_gathered_apart_and_all_are_right(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str,
 ) -> None:
-    monkeypatch.setattr("engine.compute.gather._GATHER_TOKENS", 64)
     segments = segments_of([(1, past) for past in (150, 0, 31, 7, 90, 30, 29)])
+    tensors = random_tensors(segments)
+    found = attend_copies(*tensors, segments=segments, head=HEADS[kind], most_tokens=64)
+    expected = written_out(*tensors, segments=segments, head=HEADS[kind])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["softcap", "sinks", "all"])
+@pytest.mark.parametrize("packing", ["decode", "prompts", "mixed"])
+def test_scores_are_written_out_a_few_tokens_at_a_time(
+    kind: str, packing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.compute.gather._SCORE_BYTES", 1500)
+    segments = segments_of(PACKINGS[packing])
     tensors = random_tensors(segments)
     found = attend_copies(*tensors, segments=segments, head=HEADS[kind])
     expected = written_out(*tensors, segments=segments, head=HEADS[kind])
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("packing", list(PACKINGS))
+def test_on_a_gpu_no_kernel_is_asked_for_a_mask_and_groups_of_heads_at_once(
+    packing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most have none that does both without all scores and all keys written out."""
+    whole = torch.nn.functional.scaled_dot_product_attention
+    asked: list[tuple[int, int, bool]] = []
+
+    def noted(query: torch.Tensor, key: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        assert not options.get("enable_gqa")
+        assert query.shape[1] == key.shape[1]
+        asked.append((query.shape[1], key.shape[2], options.get("attn_mask") is not None))
+        return whole(query, key, *rest, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    segments = segments_of(PACKINGS[packing])
+    tensors = random_tensors(segments)
+    attend_copies(*tensors, segments=segments, head=HEADS["plain"])
+    assert asked
+    assert all(num_heads == KV_HEADS for num_heads, _, has_mask in asked if has_mask)
+    asked.clear()
+    attend_copies(*tensors, segments=segments, head=HEADS["window"])
+    longest = max(segment.num_tokens for segment in segments) + 3
+    assert all(length <= longest for _, length, _ in asked), "no more is copied than can be seen"
 
 
 class Layer(nn.Module):

@@ -108,6 +108,7 @@ def open_engine(source: Path, spill_dir: Path, **changes: Any) -> Engine:
 
 def stacks_of(engine: Engine) -> list[list[int]]:
     """By layer the identities of its stacks, none where it has no experts."""
+    assert engine._executor is not None
     layers = engine._executor._model.model.layers
     return [
         [

@@ -42,10 +42,19 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder, {prompt.key: oracle_answer(model, prompt) for prompt in ragged_prompts()}
 
 
-@pytest.mark.parametrize("kv_tier", [Tier.GPU, Tier.CPU])
+# Where rows live, and whether they attend beside their keys and values.
+HOMES: dict[str, dict[str, Any]] = {
+    "GPU": {"kv_tier": Tier.GPU},
+    "beside, on the CPU": {"kv_tier": Tier.CPU},
+    "fetched from the CPU": {"kv_tier": Tier.CPU, "attends_beside": False},
+    "fetched from disk": {"kv_tier": Tier.DISK, "attends_beside": False, "fetch_tokens": 50},
+}
+
+
+@pytest.mark.parametrize("home", list(HOMES))
 @pytest.mark.parametrize("placement", list(PLACEMENTS))
 def test_greedy_tokens_on_a_gpu_equal_generate(
-    tiny: tuple[Path, dict[str, Answer]], tmp_path: Path, placement: str, kv_tier: Tier
+    tiny: tuple[Path, dict[str, Answer]], tmp_path: Path, placement: str, home: str
 ) -> None:
     folder, expected = tiny
     resident, hosted = PLACEMENTS[placement]
@@ -54,7 +63,7 @@ def test_greedy_tokens_on_a_gpu_equal_generate(
         resident,
         hosted=hosted,
         embedding=resident,
-        kv_tier=kv_tier,
+        **HOMES[home],
         block_rows=5,
         sweep_tokens=24,
         micro_batch_tokens=16,

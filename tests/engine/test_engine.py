@@ -19,6 +19,7 @@ from engine.errors import BudgetError, CheckpointError, EngineError, PromptError
 from engine.memory.manifest import open_pack
 from engine.memory.pack_plan import PackPlan
 from engine.memory.retention import prune_packs
+from engine.timeline import Event, Timeline, Track
 from tests.support.policies import streaming
 from tests.support.tiny_models import VOCAB_SIZE, write_tiny_model, write_tiny_tokenizer
 
@@ -681,6 +682,31 @@ def test_after_a_sweep_that_raised_the_rows_go_on_as_if_it_had_not_been(
     assert found == expected
 
 
+def test_who_is_interrupted_does_not_wait_for_the_rest_of_a_sweeps_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = prompt_of(num_tokens=20)
+    write_and_attend = packing.write_and_attend
+    calls = itertools.count()
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return write_and_attend(*arguments, **options)
+
+    with load(folder, resident=0.0) as engine:
+        expected = run(engine, prompt)
+        before = engine.report()
+        monkeypatch.setattr("engine.compute.routes.write_and_attend", interrupted)
+        engine.submit(prompt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.sweep()
+        streamed_bytes = engine.report().since(before).weights_streamed_bytes
+        layers = engine.policy.layer_splits
+        assert streamed_bytes == sum(split.disk_bytes for split in layers[:2])
+        assert {done.key: done for done in engine.generate([])} == expected
+
+
 @pytest.mark.parametrize("at", ["unused", "in the middle", "twice"])
 def test_leaving_the_engine_ends_its_threads(folder: Path, at: str) -> None:
     def ours() -> set[threading.Thread]:
@@ -703,3 +729,33 @@ def test_a_closed_engine_says_so_and_does_not_hang(folder: Path) -> None:
         engine.sweep()
     with pytest.raises(EngineError, match="closed"):
         engine.sweep()
+
+
+def test_another_thread_can_tell_a_long_sweep_from_one_that_stands_still(folder: Path) -> None:
+    class Watcher:
+        """Asks as each layer of a micro-batch ends."""
+
+        def span(self, event: Event) -> None:
+            if event.track is Track.LAYERS:
+                seen.append(engine.num_steps)
+
+        def count(self, name: str, value: int, *, at_s: float) -> None:
+            del name, value, at_s
+
+        def flush(self) -> None:
+            return
+
+        def close(self) -> None:
+            return
+
+    seen: list[int] = []
+    policy = streaming(0.5, micro_batch_tokens=4)
+    engine = Engine.load(
+        folder, budgets=budgets_of(folder), policy=policy, timeline=Timeline(sink=Watcher())
+    )
+    with engine:
+        engine.submit(prompt_of(num_tokens=4, max_tokens=1))
+        engine.submit(prompt_of("b", num_tokens=4, max_tokens=1))
+        engine.sweep()
+    assert len(seen) == 8
+    assert all(later > earlier for earlier, later in itertools.pairwise(seen))

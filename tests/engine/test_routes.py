@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pytest
 import torch
+import transformers
 
 from engine.compute import routes
 from engine.compute.fetched import Fetched
@@ -18,7 +19,10 @@ from engine.memory.kv_cache import KVCache, KVShape
 from engine.memory.spill import SpillFile
 from engine.planning.cost import KV_PAGE_TOKENS
 from engine.planning.policy import Tier
+from tests.support.model_check import write_model
+from tests.support.oracle import oracle_answer
 from tests.support.policies import streaming
+from tests.support.shrunk_models import causal_types, shrink
 from tests.support.tiny_models import VOCAB_SIZE, write_tiny_model
 
 # Where a thread's work can break, and under which policy it does that work.
@@ -88,6 +92,20 @@ def test_a_thread_that_fails_is_heard_and_the_next_sweep_is_as_if_it_had_not_fai
     assert found == expected
     assert 1 <= len(raised) <= 4
     assert {str(error) for error in raised} == {"the disk is on fire"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("attends_beside", [True, False])
+def test_a_layer_may_attend_twice(tmp_path: Path, attends_beside: bool) -> None:  # noqa: FBT001
+    config = shrink(causal_types()["longcat_flash"])
+    source = write_model(config, tmp_path / "model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    expected = {prompt.key: oracle_answer(model, prompt)[0] for prompt in prompts()}
+    with load(source, tmp_path, attends_beside=attends_beside) as engine:
+        found, raised = run(engine)
+    assert not raised
+    assert {key: done.token_ids for key, done in found.items()} == expected
 
 
 def test_keys_and_values_on_disk_take_their_room_at_once_and_leave_nothing_behind(

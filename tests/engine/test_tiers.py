@@ -1,4 +1,6 @@
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.memory import tiers
 from engine.memory.tiers import PAGE_BYTES, DirectReader, HostArena, HostBuffer
 
 FILE_BYTES = 3 * 2**20 + 1234
@@ -131,6 +134,32 @@ def test_a_closed_reader_leaves_no_file_open_and_may_be_closed_again(path: Path)
     os.close(taken)
 
 
+def test_a_read_that_fails_has_left_its_buffer_alone_when_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\1" * (2 * tiers._CHUNK_BYTES))
+    real_preadv = os.preadv
+    failed, ended = threading.Event(), threading.Event()
+
+    def preadv(file: int, buffers: Any, offset_bytes: int) -> int:
+        if offset_bytes == 0:
+            failed.set()
+            raise OSError("the first piece cannot be read")
+        failed.wait()
+        time.sleep(0.1)  # the error could be told meanwhile
+        got = real_preadv(file, buffers, offset_bytes)
+        ended.set()
+        return got
+
+    with DirectReader(path) as reader:
+        monkeypatch.setattr(os, "preadv", preadv)
+        buffer = HostBuffer(2 * tiers._CHUNK_BYTES + 2 * PAGE_BYTES)
+        with pytest.raises(OSError, match="the first piece"):
+            reader.read(buffer, offset_bytes=0, num_bytes=2 * tiers._CHUNK_BYTES)
+        assert ended.is_set()
+
+
 @pytest.mark.parametrize("num_bytes", [1, PAGE_BYTES, 3 * PAGE_BYTES + 5])
 def test_a_host_buffer_starts_on_a_page_and_its_two_faces_are_the_same_bytes(
     num_bytes: int,
@@ -196,9 +225,17 @@ def test_where_the_driver_refuses_torch_pins_with_a_warning(
         asked.append((shape, pin_memory))
         return real_empty(*shape, **options)
 
+    launched: list[str] = []
+
+    def ones(*_: int, device: str) -> torch.Tensor:
+        launched.append(device)
+        raise RuntimeError("CUDA error: what was refused before, told to whoever comes next")
+
     monkeypatch.setattr(torch.cuda, "cudart", lambda: FakeDriver(error=801))
     monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch, "ones", ones)
     arena = HostArena(2 * PAGE_BYTES, pinned=True)
+    assert launched == ["cuda"]
     assert asked == [((2 * PAGE_BYTES,), True)]
     assert "8192 bytes" in caplog.text
     assert "CUDA error 801" in caplog.text

@@ -248,13 +248,15 @@ def test_rows_come_in_input_order_whatever_order_they_came_in(ledger: Ledger) ->
 def test_shards_are_queued_some_ahead_and_the_last_one_settles(ledger: Ledger) -> None:
     batch_id = add_batch(ledger)
     begin(ledger, batch_id)
-    assert ledger.lines.waiting_batches() == [batch_id]
+    assert ledger.ranks.waiting() == []  # of no model that is served
+    ledger.models.serve(Model(id="m", created_at=1, max_context_tokens=1))
+    assert ledger.ranks.waiting() == [[[batch_id]]]
     assert ledger.lines.queue_shards(batch_id, ahead=2) == [0, 1]
     assert ledger.lines.queue_shards(batch_id, ahead=2) == []
     assert ledger.lines.finish_shards([(batch_id, 0)]) == set()
     assert ledger.lines.queue_shards(batch_id, ahead=2) == [2]
     assert ledger.lines.queued_shards(batch_id) == [1, 2]
-    assert ledger.lines.waiting_batches() == []
+    assert ledger.ranks.waiting() == []
     assert ledger.lines.finish_shards([(batch_id, 2)]) == set()
     assert ledger.lines.finish_shards([(batch_id, 1)]) == {batch_id}
 

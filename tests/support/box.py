@@ -15,7 +15,7 @@ from typing import Any
 from redis import Redis
 from rq import Queue
 
-from jobs.batch import Batch, BatchStatus, Endpoint, new_batch_id
+from jobs.batch import Batch, BatchOptions, BatchStatus, Endpoint, new_batch_id
 from jobs.file import new_file_id
 from jobs.ledger.ledger import Ledger
 from jobs.queue import BLOCK_QUEUE, Doorbell
@@ -77,6 +77,7 @@ class Box:
         window_s: float = 86_400,
         caller: Caller | None = None,
         ring: bool = True,
+        options: BatchOptions | None = None,
     ) -> str:
         now = int(time.time())
         batch = Batch(
@@ -86,6 +87,7 @@ class Box:
             completion_window="24h",
             created_at=now,
             expires_at=int(now + window_s),
+            options=options or BatchOptions(),
         )
         raw = content if isinstance(content, bytes) else "".join(f"{x}\n" for x in content).encode()
         with self.store.write(batch.input_blob) as stream:

@@ -25,6 +25,8 @@ POISON = 666
 """A prompt that holds this token makes every sweep it is in raise."""
 LETHAL = 667
 """One that holds this token kills the process, as the kernel does when memory runs out."""
+MORTAL = 668
+"""One that holds this token makes the sweep raise, and every call after that, as a GPU does."""
 
 
 class FakeTokenizer:
@@ -68,16 +70,21 @@ class FakeEngine:
         block_rows: int = 64,
         max_context_tokens: int = 256,
         sweep_s: float = 0.0,
+        num_layers: int = 1,
         witness: Path | None = None,
         raises_always: bool = False,
     ) -> None:
         self.block_rows = block_rows
         self.max_context_tokens = max_context_tokens
         self.num_sweeps = 0
+        self.num_steps = 0
         self.largest_block = 0
+        self.num_generated = 0
         self._sweep_s = sweep_s
+        self._num_layers = num_layers
         self._call_log = CallLog(witness)
         self._raises_always = raises_always
+        self._is_dead = False
         self._rows: dict[str, tuple[Prompt, list[int]]] = {}
 
     @property
@@ -98,18 +105,25 @@ class FakeEngine:
         )
 
     def cancel(self, key: str) -> None:
+        self._require_alive()
         self._rows.pop(key, None)
         self._call_log.cancel(key)
 
     def sweep(self) -> list[Completion]:
-        time.sleep(self._sweep_s)
+        for _ in range(self._num_layers):
+            time.sleep(self._sweep_s / self._num_layers)
+            self.num_steps += 1
+        self._require_alive()
         block = dict(sorted(self._rows.items(), key=_precedence)[: self.block_rows])
         self._call_log.sweep(self.num_sweeps + 1, list(starmap(_logged, block.values())))
+        self._is_dead = any(MORTAL in prompt.token_ids for prompt, _ in block.values())
+        self._require_alive()
         if self._raises_always or any(POISON in prompt.token_ids for prompt, _ in block.values()):
             raise RuntimeError("the device is gone")
         if any(LETHAL in prompt.token_ids for prompt, _ in block.values()):
             os.kill(os.getpid(), signal.SIGKILL)
         self.num_sweeps += 1
+        self.num_generated += len(block)
         self.largest_block = max(self.largest_block, len(block))
         for prompt, tokens in block.values():
             if prompt.sampling.max_tokens:
@@ -125,9 +139,17 @@ class FakeEngine:
             self._call_log.finish(each.key, reason=each.finish_reason, tokens=each.num_generated)
         return completions
 
+    def _require_alive(self) -> None:
+        if self._is_dead:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
     def report(self) -> Report:
-        """Only sweeps are counted."""
-        return Report(policy_reason="fake", num_sweeps=self.num_sweeps)
+        """Only sweeps and tokens are counted."""
+        return Report(
+            policy_reason="fake",
+            num_sweeps=self.num_sweeps,
+            generated_tokens=self.num_generated,
+        )
 
     def close(self) -> None:
         self._rows.clear()

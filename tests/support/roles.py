@@ -41,6 +41,8 @@ class _Restless:
     def __init__(self, wants_load: bool) -> None:  # noqa: FBT001
         self._wants_load = wants_load
 
+    predicted_tokens_per_s = None
+
     def consider(self, waiting: Sequence[WaitingBatch]) -> bool:
         return self._wants_load and bool(waiting)
 

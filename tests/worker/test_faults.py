@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from rq.command import send_stop_execution_command
 from rq.job import Job
 
 from jobs.batch import BatchStatus
+from jobs.queue import shard_job_id
 from tests.support.box import Box, completion_line
-from tests.support.fake_engine import LETHAL, POISON
+from tests.support.fake_engine import LETHAL, MORTAL, POISON
 from worker.render import parse_row_key
 
 
@@ -174,6 +176,15 @@ def _killed_at_work(box: Box) -> None:
     with box.running("worker", sweep_s=0.1):
         box.until(lambda: len(box.submitted()) > before)
         time.sleep(0.1)
+
+
+def test_an_engine_that_is_dead_counts_as_a_process_that_died_over_its_shards(box: Box) -> None:
+    batch_id = box.add([completion_line(0, prompt=[1, MORTAL])])
+    with box.running("intake"), box.running("worker") as worker:
+        assert worker.wait(60) == 1
+        assert len(box.queue) == 1
+        (found,) = box.redis.mget(f"freight:deaths:{shard_job_id(batch_id, 0)}")
+        assert json.loads(found or "{}").get("num_deaths") == 1
 
 
 def test_a_line_that_kills_the_process_gets_a_500_and_harms_no_other(box: Box) -> None:

@@ -59,6 +59,15 @@ def test_a_stalled_worker_ends_itself(box: Box) -> None:
             assert box.wait(batch_id).status is BatchStatus.COMPLETED
 
 
+def test_a_sweep_far_longer_than_the_stall_limit_goes_on_while_its_layers_do(box: Box) -> None:
+    box.settings = dataclasses.replace(box.settings, stall_s=1.0)
+    batch_id = box.add([completion_line(0, max_tokens=1)])
+    with box.running("intake"), box.running("worker", sweep_s=4.0, num_layers=20) as worker:
+        assert box.wait(batch_id).request_counts.completed == 1
+        assert worker.poll() is None
+    assert len(box.submitted()) == 1
+
+
 def test_a_task_that_raises_is_failed_once_and_rung_again_later(box: Box) -> None:
     batch_id = box.add([completion_line(0)])
     box.store.delete(f"input-{batch_id}")

@@ -1,14 +1,19 @@
 """From settings to an engine: what they say of its trace, call log and dtype is done."""
 
 import dataclasses
+import gc
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
-from engine.config import Prompt, Sampling
+import worker.load
+from engine.config import Budgets, Prompt, Sampling
 from engine.engine import Engine
 from engine.errors import ComputeDtypeError
+from engine.memory.measure import measure_budgets
 from engine.planning.corrections import Corrections
 from engine.planning.policy import Split, Tier, needs_reload
 from engine.planning.records import read_record, write_record
@@ -135,6 +140,25 @@ def test_a_queue_that_moves_changes_the_block_under_the_loaded_weights(settings:
         assert needs_reload(before, engine.policy) == ()
         engine.submit(Prompt(key="a", token_ids=(5, 6), sampling=Sampling(max_tokens=1)))
         assert len(engine.sweep()) == 1
+
+
+def test_a_closed_engines_weights_are_gone_before_room_for_the_next_is_measured(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though who loads anew still holds the last one, and so do handlers of signals."""
+    num_models: list[int] = []
+
+    def counting(**options: Any) -> Budgets:
+        kinds = [type(each) for each in gc.get_objects()]
+        num_models.append(sum(issubclass(kind, PreTrainedModel) for kind in kinds))
+        return measure_budgets(**options)
+
+    monkeypatch.setattr(worker.load, "measure_budgets", counting)
+    first = load(settings)
+    first.engine.close()
+    load(settings).engine.close()
+    assert num_models[1] == num_models[0]
+    assert first.engine.block_rows
 
 
 def test_rows_too_long_for_what_is_loaded_are_worth_a_load(settings: Settings) -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from engine.config import Prompt, Sampling
 from engine.sweep.report import Report
-from tests.support.fake_engine import POISON, FakeEngine
+from tests.support.fake_engine import MORTAL, POISON, FakeEngine
 from worker.run_report import RunReport
-from worker.trials import EngineBrokenError, Trials
+from worker.trials import EngineBrokenError, EngineDeadError, Trials
 
 
 def _prompt(index: int, *, token: int = 5, max_tokens: int = 3) -> Prompt:
@@ -57,6 +57,14 @@ def test_a_broken_engine_is_told_from_a_bad_row() -> None:
         trials.submit(_prompt(index))
     with pytest.raises(EngineBrokenError, match="every row"):
         _run(trials, num_sweeps=2 * int(math.log2(32)) + 4)
+
+
+def test_an_engine_that_raises_even_when_rows_are_to_leave_is_dead() -> None:
+    trials = Trials(FakeEngine())
+    for index in range(4):
+        trials.submit(_prompt(index, token=MORTAL if index == 1 else 5))
+    with pytest.raises(EngineDeadError, match="device-side assert"):
+        trials.sweep()
 
 
 def test_the_report_joins_sweeps_over_the_same_batches(tmp_path: Path) -> None:
