@@ -99,12 +99,14 @@ class Prompt:
     """One row to be, or `sampling.n`: `key` is the caller's and comes back on each completion.
 
     `reading` is what is wanted of the prompt itself, beside what `sampling` generates.
+    With `goes_first` its rows take places in the block before all waiting rows that lack it.
     """
 
     key: str
     token_ids: tuple[int, ...]
     sampling: Sampling
     reading: Scoring | Embedding | None = None
+    goes_first: bool = False
 
     @property
     def read_positions(self) -> range:

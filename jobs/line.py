@@ -4,15 +4,14 @@ import dataclasses
 import enum
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from jobs.answers import Usage
 from jobs.batch import Endpoint, LineFault
 from jobs.errors import InvalidRequestError
-from jobs.values import SURROGATE, missing, shown, unknown, wrong_type
+from jobs.values import SURROGATE, missing, read_json, shown, unknown, wrong_type
 
 MAX_CUSTOM_ID_CHARACTERS: Final = 512
 _KEYS: Final = ("custom_id", "method", "url", "body")
@@ -98,7 +97,7 @@ def parse_request_line(
     except UnicodeDecodeError:
         return None, [_not_json(line, "This line is not valid UTF-8.")]
     try:
-        data = _STRICT.decode(text)
+        data = read_json(text)
     except (ValueError, RecursionError):
         return None, [_not_json(line, "This line is not parseable as valid JSON.")]
     if not isinstance(data, dict):
@@ -231,8 +230,11 @@ def refused_result(
 
 def broken_result(batch_id: str, line: LineRecord, *, message: str) -> ResultRecord:
     """A line that the user is not to blame for."""
-    error = {"message": message, "type": "server_error", "param": None, "code": "server_error"}
-    return refused_result(batch_id, line, status_code=500, error=error)
+    return refused_result(batch_id, line, status_code=500, error=broken_error(message))
+
+
+def broken_error(message: str) -> dict[str, Any]:
+    return {"message": message, "type": "server_error", "param": None, "code": "server_error"}
 
 
 def unrun_result(batch_id: str, line: LineRecord, outcome: Outcome) -> ResultRecord:
@@ -285,27 +287,3 @@ def _fault(refusal: InvalidRequestError) -> LineFault:
 
 def _not_json(line: int, message: str) -> LineFault:
     return LineFault(code="invalid_json_line", message=message, line=line)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("duplicate keys")
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError("a number beyond what a float can hold")
-    return number
-
-
-_STRICT: Final = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
-)
-"""How a line is read: no duplicate keys, and no numbers that are not finite."""

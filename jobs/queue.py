@@ -22,9 +22,12 @@ BLOCK_QUEUE: Final = "freight-blocks"
 VALIDATE_TASK: Final = "worker.intake.validate"
 FINALIZE_TASK: Final = "worker.finalize.finalize"
 SHARD_TASK: Final = "worker.block_worker.run_shard"
+RIDERS_TASK: Final = "worker.block_worker.run_riders"
 
 # A lease that lapses puts the job back on its queue; the ledger keeps a repeat harmless.
 _RETRY: Final = Retry(max=1_000)
+_RETRY_FIRST: Final = Retry(max=1_000, enqueue_at_front=True)
+_PARTY: Final = "riders-"
 _POP_TO_CLAIM: Final = timedelta(seconds=5)
 _FAILURE_TTL_S: Final = 7 * 86_400
 _SHARD_PREFIX: Final = "shard-"
@@ -58,6 +61,15 @@ class Doorbell:
         if before:
             self._move_up(job_id, before)
 
+    def riders(self, party_id: str) -> None:
+        """Ahead of all shards: somebody waits."""
+        self._ring(self._blocks, RIDERS_TASK, f"{_PARTY}{party_id}", party_id, is_first=True)
+
+    def missing_parties(self, party_ids: Iterable[str]) -> list[str]:
+        """Those of the parties that neither wait nor are held: one look at the queue for all."""
+        rung = self._waiting_or_held(self._blocks)
+        return [party_id for party_id in party_ids if f"{_PARTY}{party_id}" not in rung]
+
     def missing_shards(self, batch_id: str, shard_indices: Iterable[int]) -> list[int]:
         """Those of the shards that neither wait nor are held: one look at the queue for all."""
         rung = self._waiting_or_held(self._blocks)
@@ -79,7 +91,9 @@ class Doorbell:
         if behind is not None:
             self._redis.eval(_MOVE_BEFORE, 1, self._blocks.key, job_id, behind)
 
-    def _ring(self, queue: Queue, task: str, job_id: str, *arguments: str | int) -> None:
+    def _ring(
+        self, queue: Queue, task: str, job_id: str, *arguments: str | int, is_first: bool = False
+    ) -> None:
         for _ in range(2):
             try:
                 queue.enqueue_call(
@@ -90,7 +104,8 @@ class Doorbell:
                     timeout=-1,  # leases and the engine's own stall bound watch it
                     result_ttl=0,
                     failure_ttl=_FAILURE_TTL_S,
-                    retry=_RETRY,
+                    retry=_RETRY_FIRST if is_first else _RETRY,
+                    at_front=is_first,
                 )
             except DuplicateJobError:
                 if self._is_alive(queue, job_id):
@@ -151,6 +166,12 @@ def shard_job_id(batch_id: str, shard_index: int) -> str:
 
 def _batch_of(job_id: str) -> str:
     return job_id.removeprefix(_SHARD_PREFIX).rpartition("-")[0]
+
+
+def has_riders_first(queue: Queue) -> bool:
+    """Whether the next job of the queue is riders', in one small look."""
+    first = queue.connection.lindex(queue.key, 0)
+    return first is not None and _as_bytes(first).startswith(_PARTY.encode())
 
 
 def _as_bytes(name: object) -> bytes:

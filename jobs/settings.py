@@ -85,6 +85,10 @@ class Settings:
     client_stall_s: float = 60.0
     """How long a client may send nothing of its request, or take nothing of its answer."""
 
+    rider_wait_s: float = 590.0
+    """How long a request outside batches waits for its answer: a little less than clients do."""
+    max_riders: int = 1_000
+    """Requests outside batches that may wait at once."""
     webhook_url: str | None = None
     """Who is told of each batch's end. None: only those whom a batch names itself."""
     webhook_secret: str | None = dataclasses.field(default=None, repr=False)

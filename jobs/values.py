@@ -1,8 +1,10 @@
 """JSON values as a client sent them, and the contract's words where one is wrong; no endpoint."""
 
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from jobs.errors import InvalidRequestError
 
@@ -12,6 +14,14 @@ _TOO_LONG: Final[Mapping[str, str]] = {
     "string": "string_above_max_length",
     "array": "array_above_max_length",
 }
+
+
+def read_json(text: str) -> Any:
+    """As bodies are read: no duplicate keys, and no numbers that are not finite.
+
+    Raises ValueError, or RecursionError for what is too deep.
+    """
+    return _STRICT.decode(text)
 
 
 def boolean(given: Mapping[str, Any], name: str) -> bool:
@@ -148,3 +158,26 @@ def unsupported_value(param: str, got: object, supported: Sequence[str]) -> Inva
     return InvalidRequestError(
         f"Invalid value{quoted}. Supported values are: {names}.", param=param, code="invalid_value"
     )
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("duplicate keys")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number beyond what a float can hold")
+    return number
+
+
+_STRICT: Final = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
+)

@@ -16,6 +16,7 @@ from server.errors import install_handlers
 from server.pace import Pace
 from server.request_log import RequestLog
 from server.routes import OPEN_ROUTES, ROUTES
+from server.waiting_room import WaitingRoom
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -23,13 +24,25 @@ def create_app(settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             ledger = stack.enter_context(contextlib.closing(Ledger.open(settings.ledger_url)))
             files = STORES["folder"].open(settings.files_dir)
             bell = stack.enter_context(contextlib.closing(Bell.open(settings.redis_url)))
-            yield {
-                "services": Services(settings=settings, ledger=ledger, files=files, bell=bell),
-            }
+            room = WaitingRoom(
+                ledger,
+                bell,
+                wait_s=settings.rider_wait_s,
+                max_riders=settings.max_riders,
+                party_riders=settings.shard_lines,
+            )
+            services = Services(
+                settings=settings,
+                ledger=ledger,
+                files=files,
+                bell=bell,
+                waiting_room=await stack.enter_async_context(room.opened()),
+            )
+            yield {"services": services}
 
     app = FastAPI(
         title="Freight",

@@ -62,6 +62,10 @@ class Bell:
         if self._doorbell is not None:
             self._ring(self._doorbell.finalize, batch_id)
 
+    def riders(self, party_id: str) -> None:
+        if self._doorbell is not None:
+            self._ring(self._doorbell.riders, party_id)
+
     def presence(self) -> Presence:
         """Heartbeat ages, not keys: a dead worker's key outlives it by minutes."""
         if self._redis is None:
@@ -75,11 +79,11 @@ class Bell:
         except (RedisError, OSError):
             return Presence(redis="unreachable")
 
-    def _ring(self, ring: Callable[[str], None], batch_id: str) -> None:
+    def _ring(self, ring: Callable[[str], None], name: str) -> None:
         try:
-            ring(batch_id)
+            ring(name)
         except (RedisError, OSError) as error:
-            structlog.get_logger().warning("doorbell not rung", batch=batch_id, error=str(error))
+            structlog.get_logger().warning("doorbell not rung", rung_for=name, error=str(error))
 
 
 def _heartbeat_age_s(redis: Redis, queue_name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""What routes are handed: the open ledger, file store, bell and settings, as annotated aliases."""
+"""What routes are handed: ledger, file store, bell, waiting room, settings, as annotated aliases."""
 
 import dataclasses
 from typing import Annotated, Final
@@ -13,6 +13,7 @@ from jobs.stores.base import FileStore
 from jobs.tenant import Caller
 from server import auth, refusals
 from server.bell import Bell
+from server.waiting_room import WaitingRoom
 
 _MAX_JSON_BYTES: Final = 2**20
 _JSON: Final = "application/json"
@@ -31,6 +32,7 @@ class Services:
     ledger: Ledger
     files: FileStore
     bell: Bell
+    waiting_room: WaitingRoom
 
 
 def _services(request: Request) -> Services:
@@ -73,7 +75,16 @@ def _settings(services: _ServicesDep) -> Settings:
     return services.settings
 
 
+def _waiting_room(services: _ServicesDep) -> WaitingRoom:
+    return services.waiting_room
+
+
 async def _json_body(request: Request) -> bytes:
+    return await read_json_body(request, max_bytes=_MAX_JSON_BYTES)
+
+
+async def read_json_body(request: Request, *, max_bytes: int) -> bytes:
+    """Raises ContentTypeError and, while it still comes, TooLargeError."""
     content_type = request.headers.get("content-type")
     kind = (content_type or _JSON).partition(";")[0].strip().lower()
     if kind != _JSON and not kind.endswith("+json"):
@@ -81,10 +92,8 @@ async def _json_body(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > _MAX_JSON_BYTES:
-            raise TooLargeError(
-                f"The JSON body is too large. The limit is {_MAX_JSON_BYTES} bytes."
-            )
+        if len(body) > max_bytes:
+            raise TooLargeError(f"The JSON body is too large. The limit is {max_bytes} bytes.")
     return bytes(body)
 
 
@@ -95,5 +104,6 @@ WholeLedgerDep = Annotated[Ledger, Depends(_whole_ledger)]
 FilesDep = Annotated[FileStore, Depends(_files)]
 BellDep = Annotated[Bell, Depends(_bell)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
+WaitingRoomDep = Annotated[WaitingRoom, Depends(_waiting_room)]
 JsonBodyDep = Annotated[bytes, Depends(_json_body)]
 """The raw body, so that what is wrong with it is said in the contract's words."""

@@ -32,6 +32,7 @@ from jobs.openai import ErrorBody, ErrorEnvelope
 from server import refusals
 from server.auth import UnauthorizedError
 from server.pace import StalledBodyError
+from server.waiting_room import StoppingError, WaitOverError
 
 _INVALID: Final = "invalid_request_error"
 _SERVER: Final = "server_error"
@@ -65,6 +66,8 @@ _ANSWERS: Final[Mapping[type[Exception], _Answer]] = {
     QuotaError: _Answer(status=429, type="insufficient_quota"),
     LedgerError: _Answer(status=503, type=_SERVER),
     SQLAlchemyError: _Answer(status=503, type=_SERVER),
+    StoppingError: _Answer(status=503, type=_SERVER),
+    WaitOverError: _Answer(status=504, type=_SERVER),
 }
 
 
@@ -91,8 +94,14 @@ def envelope(
 def _advice(status: int) -> Mapping[str, str]:
     if status == 503:
         return {"retry-after": "1"}
-    is_permanent = status < 500 and status != 408
-    return {"x-should-retry": "false"} if is_permanent else {}
+    # Who was not answered in time would only wait as long once more.
+    is_permanent = (status < 500 and status != 408) or status == 504
+    return no_retry() if is_permanent else {}
+
+
+def no_retry() -> Mapping[str, str]:
+    """Clients would also repeat what can only end in the same way."""
+    return {"x-should-retry": "false"}
 
 
 def internal_error() -> Response:

@@ -1,17 +1,25 @@
 """A JSON body as an object of known keys, or its refusal in the contract's words."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 from jobs import values
 from jobs.errors import InvalidRequestError
 
 
-def json_object(raw: bytes) -> dict[str, Any]:
-    """Raises InvalidRequestError."""
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _read(text: str) -> Any:
+    return json.loads(text, parse_constant=_no_constant)
+
+
+def json_object(raw: bytes, *, read: Callable[[str], Any] = _read) -> dict[str, Any]:
+    """Raises InvalidRequestError; `read` raises ValueError or RecursionError."""
     try:
-        data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        data = read(raw.decode("utf-8"))
     except (ValueError, RecursionError):
         message = "We could not parse the JSON body of your request."
         raise InvalidRequestError(message) from None
@@ -33,7 +41,3 @@ def check_keys(
         if not isinstance(data[key], str):
             raise values.wrong_type(key, "a string", data[key])
         values.unicode_text(data[key], key)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

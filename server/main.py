@@ -13,10 +13,12 @@ from jobs.settings import Settings
 from server.app import create_app
 from server.connection import connection_class
 from server.exposure import check_exposure
+from server.stopping import Server
 
 # Longer than clients keep a connection: the side that is sending must be the one that closes.
 _KEEP_ALIVE_S: Final = 75
 _SHUTDOWN_S: Final = 10
+_NOT_STARTED_STATUS: Final = 3
 
 
 def run(settings: Settings) -> None:
@@ -37,7 +39,7 @@ def run(settings: Settings) -> None:
     if not has_keys:
         log.warning("no API key was made yet: whoever reaches this server may use it")
     log.info("serving", host=settings.host, port=settings.port, state_dir=str(settings.state_dir))
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
         port=settings.port,
@@ -48,6 +50,11 @@ def run(settings: Settings) -> None:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
+    server = Server(config)
+    with contextlib.suppress(KeyboardInterrupt):  # raised again when it has stopped for one
+        server.run()
+    if not server.started:
+        sys.exit(_NOT_STARTED_STATUS)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_every_path_that_a_document_names_is_there(name: str) -> None:
     assert [path for path in named if not (_ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize("task", ["VALIDATE_TASK", "FINALIZE_TASK", "SHARD_TASK"])
+@pytest.mark.parametrize("task", ["VALIDATE_TASK", "FINALIZE_TASK", "SHARD_TASK", "RIDERS_TASK"])
 def test_each_task_that_is_rung_is_somebodys_function(task: str) -> None:
     module, _, function = getattr(queue, task).rpartition(".")
     assert callable(getattr(importlib.import_module(module), function))

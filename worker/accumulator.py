@@ -12,9 +12,8 @@ from typing import BinaryIO, Final
 import structlog
 
 from engine.config import Completion
-from engine.errors import PromptError
 from jobs.batch import Batch, BatchStatus
-from jobs.errors import InvalidRequestError, RequestError
+from jobs.errors import RequestError
 from jobs.ledger.ledger import Ledger
 from jobs.line import (
     LineRecord,
@@ -25,14 +24,13 @@ from jobs.line import (
     refused_result,
 )
 from jobs.stores.base import FileStore
-from worker.answering import Answerer, Gathering
+from worker.answering import BROKEN, UNFOLLOWED, Answerer, Gathering
 from worker.model import Engine
 from worker.render import Rendered, Renderer, error_body, parse_row_key
+from worker.riders import Riders
 from worker.trials import Swept, Trials
 
 log: Final = structlog.get_logger(__name__)
-_BROKEN: Final = "The server had an error while processing this request."
-_UNFOLLOWED: Final = "The server could not keep the answer to its schema any further."
 ShardKey = tuple[str, int]
 LinePlace = tuple[str, int]
 """A batch's id and a line's index."""
@@ -57,6 +55,8 @@ class HeldShard:
 
 
 class Accumulator:
+    """`riders` share its rows."""
+
     def __init__(
         self,
         *,
@@ -75,6 +75,14 @@ class Accumulator:
         self._shards: dict[ShardKey, HeldShard] = {}
         self._shard_of: dict[LinePlace, HeldShard] = {}
         self._answerer = Answerer(renderer.tokenizer, fingerprint=engine.fingerprint)
+        self.riders = Riders(
+            engine=engine,
+            trials=self._trials,
+            ledger=ledger,
+            renderer=renderer,
+            answerer=self._answerer,
+            model_id=model_id,
+        )
 
     @property
     def num_rows(self) -> int:
@@ -121,7 +129,7 @@ class Accumulator:
         lines = self._ledger.lines.unsettled(*key)
         if lines and batch.id in self._running([batch]):
             log.error("a line ends the process", batch_id=batch.id, line_index=lines[0].index)
-            self._ledger.lines.record([broken_result(batch.id, lines[0], message=_BROKEN)])
+            self._ledger.lines.record([broken_result(batch.id, lines[0], message=BROKEN)])
 
     def num_open(self, key: ShardKey) -> int:
         return len(self._shards[key].pending)
@@ -180,20 +188,11 @@ class Accumulator:
         request, _ = parse_request_line(raw, line=line.index, endpoint=batch.endpoint)
         if request is None:
             log.error("a validated line is none any more", batch_id=batch.id, line_index=line.index)
-            return broken_result(batch.id, line, message=_BROKEN)
+            return broken_result(batch.id, line, message=BROKEN)
         try:
-            rendered = self._renderer.render(batch, line.index, request.body)
-            for prompt in rendered.prompts:
-                self._engine.check(prompt)
-        except PromptError as error:
-            refusal: RequestError = InvalidRequestError(
-                str(error), param=error.param, code=error.code
-            )
+            return self._renderer.render_for(self._engine, batch, line.index, request.body)
         except RequestError as error:
-            refusal = error
-        else:
-            return rendered
-        return refused_result(batch.id, line, status_code=400, error=error_body(refusal))
+            return refused_result(batch.id, line, status_code=400, error=error_body(error))
 
     def _drop_rows(self, shard: HeldShard) -> None:
         for gathering in shard.gathered.values():
@@ -215,7 +214,7 @@ class Accumulator:
             return None
         gathering, line = shard.gathered[line_index], shard.pending[line_index]
         if gathering.is_faulty:
-            return broken_result(batch_id, line, message=_UNFOLLOWED)
+            return broken_result(batch_id, line, message=UNFOLLOWED)
         body = self._answerer.body(shard.batch, line_index, gathering)
         return completed_result(batch_id, line, body=body, usage=gathering.usage)
 
@@ -226,7 +225,7 @@ class Accumulator:
             return None
         log.error("a line breaks the engine", batch_id=batch_id, line_index=line_index)
         self._cancel(shard.gathered[line_index])  # its other prompts
-        return broken_result(batch_id, shard.pending[line_index], message=_BROKEN)
+        return broken_result(batch_id, shard.pending[line_index], message=BROKEN)
 
     def _settle(self, results: list[ResultRecord]) -> None:
         if not results:

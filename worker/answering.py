@@ -4,16 +4,19 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from engine.config import Completion, FinishReason, TokenLogprobs
 from jobs.answers import Answer, Choice, TokenScore, Usage, answer_body
-from jobs.batch import Batch, Endpoint
+from jobs.batch import Endpoint
 from jobs.embeddings import embeddings_body
 from jobs.prompts import PromptText
 from jobs.responses import response_body
-from worker.render import Rendered, TextTokenizer, parse_row_key
+from worker.render import Origin, Rendered, TextTokenizer, parse_row_key
 from worker.tool_calls.base import Said
+
+BROKEN: Final = "The server had an error while processing this request."
+UNFOLLOWED: Final = "The server could not keep the answer to its schema any further."
 
 
 class Gathering:
@@ -75,29 +78,29 @@ class Answerer:
         self._special: dict[int, str | None] = {}
         """What special tokens are called, as far as it was asked; None for all others."""
 
-    def body(self, batch: Batch, line_index: int, gathered: Gathering) -> dict[str, Any]:
+    def body(self, origin: Origin, line_index: int, gathered: Gathering) -> dict[str, Any]:
         """The response body of a line whose completions are all there."""
         embedding = gathered.rendered.ask.embedding
         if embedding is not None:
             return embeddings_body(
                 gathered.embeddings,
                 encoding_format=embedding.encoding_format,
-                model=batch.model or "",
+                model=origin.model or "",
                 num_tokens=gathered.usage.input_tokens,
             )
         answer = Answer(
-            batch_id=batch.id,
+            batch_id=origin.id,
             line_index=line_index,
-            model=batch.model or "",
+            model=origin.model or "",
             fingerprint=self._fingerprint,
             created_at=int(time.time()),
             choices=tuple(self._choice(gathered, each) for each in gathered.chosen),
             usage=gathered.usage,
             echoed=gathered.rendered.ask.echoed,
         )
-        if batch.endpoint is Endpoint.RESPONSES:
+        if origin.endpoint is Endpoint.RESPONSES:
             return response_body(answer)
-        return answer_body(answer, batch.endpoint)
+        return answer_body(answer, origin.endpoint)
 
     def _choice(self, gathered: Gathering, completion: Completion) -> Choice:
         rendered = gathered.rendered

@@ -1,6 +1,6 @@
 """The RQ worker that holds many jobs at once: their lines make one block, swept until all are done.
 
-Knows the queue's side of a shard; what is in it is the accumulator's affair.
+Knows the queue's side of a shard and of a party of riders; what is in them is the accumulator's affair.
 """
 
 import math
@@ -18,19 +18,21 @@ from rq.worker import WorkerStatus
 
 from jobs.errors import RequestError
 from jobs.line_group import WaitingBatch
-from jobs.queue import BLOCK_QUEUE, SHARD_TASK, Doorbell
+from jobs.queue import BLOCK_QUEUE, RIDERS_TASK, SHARD_TASK, Doorbell, has_riders_first
 from jobs.settings import Settings
-from worker.accumulator import Accumulator, ShardKey
+from worker.accumulator import Accumulator
+from worker.carrier import Carrier, JobKey
 from worker.deaths import Deaths, Suspicion
 from worker.feed import Feeder
 from worker.leased_worker import Claim, LeasedWorker
 from worker.model import Engine, Replanner
 from worker.pace import PaceMeter
-from worker.run_report import RunReport
+from worker.run_report import RIDERS, RunReport
 from worker.trials import EngineBrokenError, EngineDeadError
 
 log: Final = structlog.get_logger(__name__)
 _POLL_S: Final = 0.02
+_RIDER_PAUSE_S: Final = 0.04  # riders that come together are gathered; one alone hardly waits
 _CLAIM_AHEAD: Final = 2  # blocks of rows held, so that a refill never waits for the queue
 _REPLAN_S: Final = 60.0  # within a busy period
 _NUM_FAILURES: Final = "engine_failures"
@@ -39,6 +41,11 @@ _NUM_FAILURES: Final = "engine_failures"
 def run_shard(batch_id: str, shard_index: int) -> None:
     """The task's name, for those who ring. Only a block worker can do it, and never calls this."""
     raise RuntimeError(f"shard {shard_index} of {batch_id} came to a worker without an engine")
+
+
+def run_riders(party_id: str) -> None:
+    """Likewise."""
+    raise RuntimeError(f"the riders of {party_id} came to a worker without an engine")
 
 
 class BlockWorker(LeasedWorker):
@@ -65,6 +72,7 @@ class BlockWorker(LeasedWorker):
         self._least_ahead = settings.shards_ahead
         self._engine = engine
         self._accumulator = accumulator
+        self._riders = accumulator.riders
         self._doorbell = doorbell
         self._feeder = feeder
         self._run_report = run_report
@@ -75,13 +83,13 @@ class BlockWorker(LeasedWorker):
         self.wants_load = False  # the engine had better be loaded anew: nothing more comes in
         self._reported = engine.report()  # what earlier busy periods told
         self._deaths = Deaths(connection)
-        self._claims: dict[ShardKey, Claim] = {}
+        self._claims: dict[JobKey, Claim] = {}
         self._feed_a_block()
-        self._is_apart = False  # a suspect shard runs, or waits for the rest: nothing else comes in
+        self._is_apart = False  # a suspect job runs, or waits for the rest: nothing else comes in
         self._stopped_jobs: set[str] = set()
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Carry this shard, and all that can be claimed beside it, until none is held."""
+        """Carry this job, and all that can be claimed beside it, until none is held."""
         self._is_apart = False
         self._planned_at = -math.inf
         try:
@@ -140,28 +148,47 @@ class BlockWorker(LeasedWorker):
             self._stopped_jobs.add(execution.job_id)
 
     def _gather(self) -> None:
-        """Wait for a full block, but for no longer than the window after the first line."""
-        deadline = time.monotonic() + self._window_s
+        """Wait for a full block, but for no longer than the window after the first line; with riders
+        in it only as long as more is coming.
+        """
+        began = last_came = time.monotonic()
         while self._accumulator.num_rows < self._engine.block_rows:
-            if self._is_closed or self._stop_requested or time.monotonic() >= deadline:
+            now = time.monotonic()
+            is_over = now - began >= self._window_s
+            if self._riders.num_held:
+                is_over |= now - last_came >= _RIDER_PAUSE_S
+            if self._is_closed or self._stop_requested or is_over:
                 return
-            if not self._take_next():
+            if self._take_next():
+                last_came = time.monotonic()
+            else:
                 time.sleep(_POLL_S)
 
     def _refill(self) -> None:
+        """Shards as far as there is use for them, riders all: they take the next free places."""
         target = _CLAIM_AHEAD * self._engine.block_rows
-        while self._accumulator.num_rows < target and self._take_next():
-            pass
+        while self._accumulator.num_rows < target or self._has_riders_first():
+            if not self._take_next():
+                return
+
+    def _has_riders_first(self) -> bool:
+        with self.despite_lost_redis():
+            if has_riders_first(self.queue):
+                return True
+        return False
 
     def _sweep(self) -> None:
         rows = self._accumulator.rows_by_batch()
+        if self._riders.num_held:
+            rows[RIDERS] = self._riders.num_held
         if not rows:
             return
         swept = self._accumulator.sweep()
         num_settled = self._accumulator.record(swept)
-        if num_settled and self._is_apart:
+        num_answered = self._riders.record(swept)
+        if (num_settled or num_answered) and self._is_apart:
             self._note_harmless()
-        self._run_report.note(rows, num_settled=num_settled)
+        self._run_report.note(rows, num_settled=num_settled, num_riders=num_answered)
         self._pace.note(self._replanner)
         self.progressed()
 
@@ -191,7 +218,7 @@ class BlockWorker(LeasedWorker):
             self.give_back(claim)
             return
         try:
-            key = _shard_key(job, self.start(claim))
+            key = _key_of(job, self.start(claim))
             held = self._claims.get(key)
             if held is None and suspicion.at_once is not None:
                 self._is_apart = True
@@ -207,11 +234,15 @@ class BlockWorker(LeasedWorker):
         if held is not None:  # rung anew after Redis forgot it; its rows are in the block already
             self.forget(held)
 
-    def _enter(self, claim: Claim, key: ShardKey, suspicion: Suspicion) -> None:
+    def _carrier(self, claim: Claim) -> Carrier:
+        return self._riders if claim.job.func_name == RIDERS_TASK else self._accumulator
+
+    def _enter(self, claim: Claim, key: JobKey, suspicion: Suspicion) -> None:
+        carrier = self._carrier(claim)
         if suspicion.is_proven:
-            self._accumulator.blame_first(key)
+            carrier.blame_first(key)
             suspicion = Suspicion(at_once=self._shard_lines)
-        num_lines = self._accumulator.take(
+        num_lines = carrier.take(
             key,
             at_once=suspicion.at_once,
             on_last_try=bool(claim.job.meta.get(_NUM_FAILURES)),
@@ -223,15 +254,16 @@ class BlockWorker(LeasedWorker):
     def _note_harmless(self) -> None:
         with self.despite_lost_redis():
             for key, claim in self._claims.items():
-                if num_lines := self._accumulator.num_open(key):
+                if num_lines := self._carrier(claim).num_open(key):
                     self._deaths.settled(claim.job.id, num_lines=num_lines)
 
     def _drop_ended(self) -> None:
         self._accumulator.drop_ended()
+        self._riders.drop_ended()
         for key, claim in list(self._claims.items()):
             if claim.job.id in self._stopped_jobs:
                 self._stopped_jobs.discard(claim.job.id)
-                self._accumulator.drop(key)
+                self._carrier(claim).drop(key)
                 del self._claims[key]
                 with self.despite_lost_redis():
                     self.stop(claim)
@@ -246,9 +278,9 @@ class BlockWorker(LeasedWorker):
                 self._doorbell.finalize(batch_id)
             for batch_id in wanting:
                 self._feeder.feed(batch_id)
-        for shard in done:
-            claim = self._claims.pop(shard.key)
-            with self.despite_lost_redis():  # on its own: a claim must not outlive its shard
+        for key in [*(shard.key for shard in done), *self._riders.pop_done()]:
+            claim = self._claims.pop(key)
+            with self.despite_lost_redis():  # on its own: a claim must not outlive its job
                 self.finish(claim)
                 self._deaths.forget(claim.job.id)
 
@@ -277,11 +309,15 @@ class BlockWorker(LeasedWorker):
                 claim.job.meta[_NUM_FAILURES] = claim.job.meta.get(_NUM_FAILURES, 0) + 1
 
 
-def _shard_key(job: Job, arguments: tuple[object, ...]) -> ShardKey:
-    """Raises ValueError or TypeError for what is no shard."""
-    if job.func_name != SHARD_TASK or len(arguments) != 2:
-        raise ValueError(f"{job.func_name} is not {SHARD_TASK}")
-    batch_id, shard_index = arguments
-    if not isinstance(batch_id, str) or not isinstance(shard_index, int):
+def _key_of(job: Job, arguments: tuple[object, ...]) -> JobKey:
+    """Raises ValueError or TypeError for what is neither a shard nor a party."""
+    if job.func_name == RIDERS_TASK:
+        arguments = (*arguments, 0)
+    elif job.func_name != SHARD_TASK:
+        raise ValueError(f"{job.func_name} is neither {SHARD_TASK} nor {RIDERS_TASK}")
+    if len(arguments) != 2:
+        raise ValueError(f"{arguments} are not the arguments of {job.func_name}")
+    origin_id, index = arguments
+    if not isinstance(origin_id, str) or not isinstance(index, int):
         raise TypeError(f"{arguments} name no shard")
-    return batch_id, shard_index
+    return origin_id, index

@@ -18,6 +18,7 @@ from worker.estimates import note_estimates
 from worker.feed import Feeder
 
 log: Final = structlog.get_logger(__name__)
+_RIDER_GRACE_S: Final = 60.0  # their server answers and removes them itself
 _LIVE: Final = tuple(status for status in BatchStatus if not status.is_final)
 
 
@@ -34,6 +35,10 @@ def reconcile(ledger: Ledger, doorbell: Doorbell, store: FileStore, *, shards_ah
             feeder.feed(batch.id)
             feeder.ring_again(batch.id)
     note_estimates(ledger, live)
+    ledger.riders.remove_expired(grace_s=_RIDER_GRACE_S)
+    if parties := ledger.riders.parties():
+        for party_id in doorbell.missing_parties(parties):
+            doorbell.riders(party_id)
     for file_id in ledger.files.expired():
         store.delete(file_id)
         ledger.files.forget(file_id)

@@ -17,9 +17,9 @@ from engine.config import (
     Sampling,
     Scoring,
 )
-from engine.errors import EngineError, GrammarError
+from engine.errors import EngineError, GrammarError, PromptError
 from engine.grammar import check_grammar
-from jobs.batch import Batch
+from jobs.batch import Endpoint
 from jobs.bodies import Ask, parse_body
 from jobs.errors import InvalidRequestError, RequestError
 from jobs.prompts import PromptText
@@ -45,6 +45,23 @@ class TextTokenizer(Protocol):
     def token_bytes(self, token_id: int) -> bytes: ...
 
 
+class Checker(Protocol):
+    """What rendering needs of an engine."""
+
+    def check(self, prompt: Prompt) -> None: ...
+
+
+class Origin(Protocol):
+    """Where a body came from: a batch, or a rider. Ids and seeds of what answers it derive from `id`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def endpoint(self) -> Endpoint: ...
+    @property
+    def model(self) -> str | None: ...
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
     """One line as the engine takes it: a prompt for each of its texts, `ask.num_texts` rows of each.
@@ -66,21 +83,33 @@ class Renderer:
     tokenizer: TextTokenizer
     max_context_tokens: int
 
-    def render(self, batch: Batch, line_index: int, body: Mapping[str, Any]) -> Rendered:
+    def render(self, origin: Origin, line_index: int, body: Mapping[str, Any]) -> Rendered:
         """Raises InvalidRequestError where the line gets a 400."""
-        ask = parse_body(body, batch.endpoint)
+        ask = parse_body(body, origin.endpoint)
         family = None if ask.tool_use is None else self._family()
         grammar = self._grammar(ask, family)
-        seed = _stable_seed(batch.id, line_index) if ask.seed is None else ask.seed
+        seed = _stable_seed(origin.id, line_index) if ask.seed is None else ask.seed
         prompts = []
         for part, token_ids in enumerate(self._texts(ask)):
             max_tokens = self._max_tokens(ask, len(token_ids))
             sampling = _sampling(ask, max_tokens=max_tokens, seed=seed + part, grammar=grammar)
-            key = row_key(batch.id, line_index, part)
+            key = row_key(origin.id, line_index, part)
             prompts.append(
                 Prompt(key=key, token_ids=token_ids, sampling=sampling, reading=_reading(ask))
             )
         return Rendered(ask=ask, prompts=tuple(prompts), family=family)
+
+    def render_for(
+        self, engine: Checker, origin: Origin, line_index: int, body: Mapping[str, Any]
+    ) -> Rendered:
+        """What the engine will take. Raises RequestError where the line gets a 400."""
+        rendered = self.render(origin, line_index, body)
+        try:
+            for prompt in rendered.prompts:
+                engine.check(prompt)
+        except PromptError as error:
+            raise InvalidRequestError(str(error), param=error.param, code=error.code) from error
+        return rendered
 
     def _family(self) -> Family:
         template = self.tokenizer.chat_template

@@ -34,7 +34,9 @@ _NOTHING_READ: Final[Mapping[Row, torch.Tensor]] = types.MappingProxyType({})
 
 
 class Block:
-    """All rows that the engine carries. Oldest rows first in every order; fastest homes first."""
+    """All rows that the engine carries. Oldest rows first in every order, but that of waiting rows those
+    come before that go first; fastest homes first.
+    """
 
     def __init__(
         self,
@@ -74,7 +76,11 @@ class Block:
         return (row.prompt.key for row in (*self._running, *self._waiting))
 
     def add(self, row: Row) -> None:
-        self._waiting.append(row)
+        if row.prompt.goes_first:
+            ahead = [at for at, other in enumerate(self._waiting) if other.prompt.goes_first]
+            self._waiting.insert(ahead[-1] + 1 if ahead else 0, row)
+        else:
+            self._waiting.append(row)
         bisect.insort(self._prompts, _likeness(row))
 
     def drop(self, key: str) -> None:

@@ -1,4 +1,4 @@
-"""The ledger: the one durable truth about files, batches, lines, results and served models."""
+"""The ledger: the one durable truth about files, batches, lines, results, riders and served models."""
 
 import dataclasses
 import itertools
@@ -20,11 +20,13 @@ from jobs.ledger.keys import KeyRecords
 from jobs.ledger.lines import LineRecords
 from jobs.ledger.progress import ProgressRecords
 from jobs.ledger.ranks import RankRecords
+from jobs.ledger.riders import RiderRecords
 from jobs.ledger.scope import WHOLE, Scope
 from jobs.ledger.tables import models
 from jobs.ledger.uploads import UploadRecords
 from jobs.stores.base import FileStore
 from jobs.tenant import Caller
+from jobs.values import shown
 
 _ASKED_AT_ONCE: Final = 500
 
@@ -60,9 +62,13 @@ class ModelRecords:
         for model in self.all():
             if model.id == model_id:
                 return model
-        raise NotFoundError(
-            f"The model '{model_id}' does not exist", param="model", code="model_not_found"
-        )
+        raise no_model(model_id)
+
+
+def no_model(model_id: str) -> NotFoundError:
+    return NotFoundError(
+        f"The model '{shown(model_id)}' does not exist", param="model", code="model_not_found"
+    )
 
 
 class Ledger:
@@ -82,6 +88,7 @@ class Ledger:
         self.progress = ProgressRecords(database)
         self.ranks = RankRecords(database)
         self.models = ModelRecords(database)
+        self.riders = RiderRecords(database)
         self.keys = KeyRecords(database)
 
     @classmethod

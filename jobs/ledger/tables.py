@@ -6,6 +6,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    Double,
     Float,
     ForeignKey,
     Index,
@@ -225,6 +226,24 @@ line_groups = Table(
     Column("shared_tokens", BigInteger, nullable=False),
     Column("limit_tokens", BigInteger, nullable=False),
     PrimaryKeyConstraint("batch_id", "group_index"),
+)
+
+# Requests outside batches, while somebody waits for them. The row goes when they have their answer;
+# what they asked goes before, when the answer is there.
+riders = Table(
+    "riders",
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("server_id", String(64), nullable=False),
+    Column("party_id", String(64), nullable=False, index=True),
+    Column("endpoint", String(64), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("status_code", Integer),
+    Column("answer", Text),
+    Index("riders_by_server", "server_id", "status_code"),
 )
 
 # How fast a model's worker goes, and what follows from it for each live batch: told, never relied on.

@@ -4,13 +4,14 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from server.routes import batches, files, health, models, results, uploads
+from server.routes import batches, files, health, models, results, riders, uploads
 
 ROUTES: Final[tuple[APIRouter, ...]] = (
     files.router,
     uploads.router,
     batches.router,
     results.router,
+    riders.router,
     models.router,
 )
 OPEN_ROUTES: Final[tuple[APIRouter, ...]] = (health.router,)

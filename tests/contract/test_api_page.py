@@ -16,6 +16,7 @@ from jobs.openai import (
     ProgressObject,
     UploadObject,
 )
+from jobs.parameters import PARAMETERS
 from jobs.settings import Settings
 from server.app import create_app
 from server.batch_request import COMPLETION_WINDOWS_S
@@ -57,9 +58,13 @@ def operations(openapi: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def parameters(openapi: dict[str, Any]) -> set[tuple[str, str]]:
-    """Route and name of all that may be given beside ids in paths."""
+    """Route and name of all that may be given beside ids in paths; bodies of lines have a page of
+    their own.
+    """
     found = set()
     for route, operation in operations(openapi):
+        if route.removeprefix("POST ") in PARAMETERS:
+            continue
         for parameter in operation.get("parameters", []):
             if parameter["in"] != "path":
                 found.add((route, parameter["name"]))
@@ -78,6 +83,14 @@ def test_the_page_has_all_parameters_and_no_other(openapi: dict[str, Any]) -> No
     told = [(_REF.findall(row[0])[0], _REF.findall(row[1])[0]) for row in table("where")]
     assert len(told) == len(set(told))
     assert set(told) == parameters(openapi)
+
+
+def test_requests_outside_batches_may_have_what_lines_may(openapi: dict[str, Any]) -> None:
+    for endpoint, table_of_lines in PARAMETERS.items():
+        body = openapi["paths"][endpoint]["post"]["requestBody"]
+        schema = body["content"]["application/json"]["schema"]
+        assert set(schema["properties"]) == {each.name for each in table_of_lines}
+        assert "model" in schema["required"]
 
 
 def test_the_page_names_every_supported_value(openapi: dict[str, Any]) -> None:

@@ -82,6 +82,7 @@ def test_no_json_body_is_a_5xx(http: httpx2.Client, file_id: str, path: str) -> 
         *((path, "application/json") for path in WISHES),
         ("/v1/files", "multipart/form-data; boundary=B"),
         ("/v1/batches/batch_x/cancel", "application/json"),
+        ("/v1/chat/completions", "application/json"),
     ],
 )
 def test_no_bytes_are_a_5xx(http: httpx2.Client, path: str, content_type: str) -> None:

@@ -36,6 +36,7 @@ REFUSED: list[tuple[str, str, int]] = [
     ("POST", "/v1/uploads/upload_none/complete", 400),
     ("POST", "/v1/uploads/upload_none/cancel", 404),
     ("POST", "/v1/batches", 400),
+    ("POST", "/v1/chat/completions", 400),
     ("GET", "/v1/batches?after=batch_none", 400),
     ("GET", "/v1/batches/batch_none", 404),
     ("POST", "/v1/batches/batch_none/cancel", 404),
@@ -73,6 +74,7 @@ def test_004_a_wrong_method_is_405_and_allows(http: httpx2.Client) -> None:
         ("PUT", "/v1/files", "GET, POST"),
         ("GET", "/v1/uploads", "POST"),
         ("DELETE", "/v1/batches/batch_x", "GET"),
+        ("GET", "/v1/completions", "POST"),
     ):
         answer = http.request(method, path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed)

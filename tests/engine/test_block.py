@@ -1,3 +1,4 @@
+import dataclasses
 import zlib
 from collections.abc import Sequence
 from typing import Final
@@ -152,6 +153,21 @@ def test_rows_enter_in_order_of_arrival_and_a_place_left_is_taken_at_the_next_sw
     took_part = [list(sweeper.sweep()) for _ in range(4)]
     assert took_part == [["a", "b"], ["a", "c"], ["a", "d"], ["d"]]
     assert [completion.key for completion in sweeper.completions] == ["b", "c", "a", "d"]
+    sweeper.require_empty()
+
+
+def test_rows_that_go_first_take_places_before_all_others_that_wait() -> None:
+    sweeper = Sweeper(num_pages=40, max_rows=2)
+    for key in ("a", "b", "c"):
+        sweeper.block.add(row_of(key, 4, 2))
+    sweeper.sweep()
+    for key in ("first", "second"):
+        row = row_of(key, 4, 2)
+        row.prompt = dataclasses.replace(row.prompt, goes_first=True)
+        sweeper.block.add(row)
+    took_part = [list(sweeper.sweep()) for _ in range(4)]
+    assert took_part == [["a", "b"], ["first", "second"], ["first", "second"], ["c"]]
+    sweeper.finish()
     sweeper.require_empty()
 
 

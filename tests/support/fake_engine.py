@@ -114,7 +114,7 @@ class FakeEngine:
             time.sleep(self._sweep_s / self._num_layers)
             self.num_steps += 1
         self._require_alive()
-        block = dict(list(self._rows.items())[: self.block_rows])
+        block = dict(sorted(self._rows.items(), key=_precedence)[: self.block_rows])
         self._call_log.sweep(self.num_sweeps + 1, list(starmap(_logged, block.values())))
         self._is_dead = any(MORTAL in prompt.token_ids for prompt, _ in block.values())
         self._require_alive()
@@ -154,6 +154,12 @@ class FakeEngine:
     def close(self) -> None:
         self._rows.clear()
         self._call_log.close()
+
+
+def _precedence(row: tuple[str, tuple[Prompt, list[int]]]) -> int:
+    """Rows in the block, then those that go first."""
+    _, (prompt, tokens) = row
+    return 0 if tokens else 1 if prompt.goes_first else 2
 
 
 def _logged(prompt: Prompt, tokens: list[int]) -> LoggedRow:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from jobs.ledger.ledger import Ledger
 from jobs.stores.base import FileStore
 from server.connection import connection_class
+from server.stopping import Server
 
 _START_LIMIT_S = 30.0
 
@@ -33,7 +34,7 @@ class Running:
         return sorted(path.name for path in (self.state_dir / "files").iterdir())
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.is_up = threading.Event()

@@ -6,23 +6,22 @@ from typing import Any
 
 import pytest
 
-from jobs.batch import Batch
 from jobs.line import Outcome
 from tests.support.box import Box, completion_line
 from tests.support.fake_engine import POISON, FakeEngine, FakeTokenizer
 from worker.accumulator import Accumulator
 from worker.context import IntakeContext
 from worker.intake import validate_batch
-from worker.render import Rendered, Renderer
+from worker.render import Origin, Rendered, Renderer
 
 
 class _OddRenderer(Renderer):
     """Raises what no caller expects, for the second line."""
 
-    def render(self, batch: Batch, line_index: int, body: Mapping[str, Any]) -> Rendered:
+    def render(self, origin: Origin, line_index: int, body: Mapping[str, Any]) -> Rendered:
         if line_index == 1:
             raise ValueError("a number nobody thought of")
-        return super().render(batch, line_index, body)
+        return super().render(origin, line_index, body)
 
 
 def _accumulator(box: Box, renderer: Renderer) -> Accumulator:
