@@ -21,6 +21,14 @@ _REQUIRED: Final[Mapping[Endpoint, str]] = types.MappingProxyType(
         Endpoint.RESPONSES: "input",
     }
 )
+_ANSWERED: Final[Mapping[Endpoint, tuple[str, ...]]] = types.MappingProxyType(
+    {
+        Endpoint.CHAT_COMPLETIONS: ("id", "object", "created", "model", "choices", "usage"),
+        Endpoint.COMPLETIONS: ("id", "object", "created", "model", "choices", "usage"),
+        Endpoint.EMBEDDINGS: ("object", "data", "model", "usage"),
+        Endpoint.RESPONSES: ("id", "object", "created_at", "model", "output", "usage"),
+    }
+)
 _STREAM: Final = "stream"
 _OPTIONS: Final = "stream_options"
 _KNOWN_OPTIONS: Final = ("include_usage", "include_obfuscation")
@@ -74,6 +82,15 @@ def request_schema(endpoint: Endpoint) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {name: {"description": note} for name, note in notes.items()},
     }
+
+
+def answers_of(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI page: what an answer always has, and that it may come as a stream."""
+    whole = {"type": "object", "required": list(_ANSWERED[endpoint])}
+    content: dict[str, Any] = {"application/json": {"schema": whole}}
+    if endpoint in STREAMS:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    return {200: {"content": content}}
 
 
 def _form(data: Mapping[str, Any]) -> AnswerForm:

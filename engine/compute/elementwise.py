@@ -55,7 +55,7 @@ def _layer(
         num_attention_heads=_HIDDEN_SIZE // _HEAD_SIZE,
         num_key_value_heads=_HIDDEN_SIZE // _HEAD_SIZE // 4,
         num_hidden_layers=1,
-        vocab_size=1,
+        vocab_size=8,
     )
     config._attn_implementation = _NO_ATTENTION  # noqa: SLF001  # the library's own way to set it
     layer = LlamaDecoderLayer(config, 0).to(device=device, dtype=dtype)

@@ -56,8 +56,8 @@ class Corrections:
             },
             layer_overhead_s=hardware.layer_overhead_s * compute,
             row_overhead_s=hardware.row_overhead_s * compute,
-            row_layer_overhead_s=hardware.row_layer_overhead_s * compute,
-            prompt_layer_overhead_s=hardware.prompt_layer_overhead_s * compute,
+            row_layer_overhead_s=hardware.row_layer_overhead_s * attention,
+            prompt_layer_overhead_s=hardware.prompt_layer_overhead_s * attention,
             expert_overhead_s=hardware.expert_overhead_s * compute,
             sweep_overhead_s=hardware.sweep_overhead_s * compute,
         )

@@ -147,7 +147,8 @@ def heads_per_key(model: Model, *, layer: int) -> float:
 def attention_s(
     model: Model, policy: Policy, load: Load, *, layer: int, tier: Tier, share: float
 ) -> float:
-    """Share * (live bytes / attention rate + prompt pairs' FLOPs / gemm(prompt length)).
+    """Share * (live bytes / attention rate + prompt pairs' FLOPs / gemm(prompt length) + what each
+    decoding row and each prompt costs beside).
 
     Decoding reads all live keys and values and is bound by that; of prompts scores and sums are
     products of as many rows as the prompt has tokens.
@@ -163,17 +164,19 @@ def attention_s(
     pairs = load.prompt_pairs if window is None else min(load.prompt_pairs, float(window))
     flops = model.work.attention_flops(1) * pairs * load.prompt_tokens
     rate = model.hardware.gemm_flops_per_s(device, policy.compute_dtype, load.prompt_length)
-    return share * (decode_s + flops / rate)
+    prompts = load.prompt_tokens / max(1.0, load.prompt_length)
+    calls_s = load.rows * model.hardware.row_layer_overhead_s
+    calls_s += prompts * model.hardware.prompt_layer_overhead_s
+    return share * (decode_s + flops / rate + calls_s)
 
 
 def overhead_s(model: Model, policy: Policy, load: Load, *, layer: int) -> float:
-    """Of one layer: K visits; what each decoding row and each prompt costs in it; in each visit what
-    its experts do, of which T / K tokens meet so many as chance has it (`routing.py`).
+    """Of one layer: K visits; in each what its experts do, of which T / K tokens meet so many as
+    chance has it (`routing.py`).
     """
     hardware, work = model.hardware, model.work
     count = micro_batches(policy, load)
-    taken_s = count * hardware.layer_overhead_s + load.rows * hardware.row_layer_overhead_s
-    taken_s += load.prompt_tokens / max(1.0, load.prompt_length) * hardware.prompt_layer_overhead_s
+    taken_s = count * hardware.layer_overhead_s
     if work.num_experts and work.expert_elements[layer]:
         chosen = work.expert_share * work.num_experts
         met = expected_experts(work.num_experts, chosen, load.tokens / count)

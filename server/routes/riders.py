@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
@@ -17,20 +17,24 @@ from jobs.settings import Settings
 from jobs.streams import stream_text
 from server.deps import LedgerDep, SettingsDep, WaitingRoomDep, read_json_body
 from server.errors import no_retry
-from server.rider_request import AnswerForm, RiderRequest, parse_rider_request, request_schema
+from server.rider_request import (
+    AnswerForm,
+    RiderRequest,
+    answers_of,
+    parse_rider_request,
+    request_schema,
+)
 from server.waiting_room import WaitingRoom
 
 router = APIRouter(tags=["riders"])
-_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {"application/json": {}, "text/event-stream": {}}}
-}
 
 
 def _add_route(endpoint: Endpoint) -> None:
     content = {"application/json": {"schema": request_schema(endpoint)}}
+    answers = answers_of(endpoint)
     body = {"requestBody": {"required": True, "content": content}}
 
-    @router.post(endpoint.value, response_class=Response, responses=_ANSWERS, openapi_extra=body)
+    @router.post(endpoint.value, response_class=Response, responses=answers, openapi_extra=body)
     async def ask(
         request: Request, ledger: LedgerDep, settings: SettingsDep, room: WaitingRoomDep
     ) -> Response:

@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobs.batch import Endpoint
 from jobs.errors import InvalidRequestError
 from jobs.settings import Settings
 from server.app import create_app
@@ -30,6 +31,8 @@ from tests.support.service import COMPLETIONS, FINAL, Service
 from tests.support.wire import form
 
 ENVELOPE = "#/components/schemas/ErrorEnvelope"
+RIDERS = {f"POST {endpoint}" for endpoint in Endpoint}
+"""They read their bodies when a place is free."""
 FORMS = {"POST /v1/files", "POST /v1/uploads/{upload_id}/parts"}
 BESIDE = {("GET /v1/files/{file_id}/content", name) for name in ("range", "if-range")}
 """Parameters that no signature has: the whole head is handed on."""
@@ -93,7 +96,7 @@ def test_it_has_every_parameter_with_its_place_and_need(openapi: dict[str, Any])
 def test_whoever_reads_a_body_says_which(openapi: dict[str, Any]) -> None:
     for name, operation in operations(openapi).items():
         calls = {each.call for each in table()[name].dependant.dependencies}
-        kind = "application/json" if _json_body in calls else None
+        kind = "application/json" if _json_body in calls or name in RIDERS else None
         kind = "multipart/form-data" if name in FORMS else kind
         body = operation.get("requestBody")
         assert (body is not None) == (kind is not None), name
@@ -277,6 +280,11 @@ def test_every_operation_answers_as_it_says(http: httpx2.Client, witness: Witnes
     http.post(f"/v1/batches/{running['id']}/cancel")
     model = http.get("/v1/models").json()["data"][0]["id"]
     http.get(f"/v1/models/{model}")
+    asked = {"prompt": "a", "input": "a", "messages": [{"role": "user", "content": "a"}]}
+    for endpoint in Endpoint:
+        wanted = "prompt" if endpoint is Endpoint.COMPLETIONS else "input"
+        wanted = "messages" if endpoint is Endpoint.CHAT_COMPLETIONS else wanted
+        http.post(endpoint.value, json={"model": model, wanted: asked[wanted]})
     http.get("/healthz")
     http.delete(f"/v1/files/{file_id}")
     answered = {name.rpartition(" ")[0] for name in witness.seen if name.endswith("200")}

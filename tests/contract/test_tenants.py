@@ -15,6 +15,7 @@ import openai
 import pytest
 from openai.types import Batch
 
+from jobs.batch import Endpoint
 from jobs.file import File, Purpose, new_file_id
 from server.routes import OPEN_ROUTES, ROUTES
 from tests.support.tenants import Tenants, operations
@@ -131,6 +132,7 @@ WITHOUT_IDS = {
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id:path}"),
     ("GET", "/healthz"),
+    *(("POST", endpoint.value) for endpoint in Endpoint),
 }
 """Asked one by one below, or what they answer is everybody's."""
 

@@ -250,9 +250,15 @@ def test_each_prompt_and_each_expert_that_has_tokens_costs_something_in_each_lay
     cut = policy_of(micro_batch_tokens=2)
     # Four tokens in two micro-batches: two tokens of each meet 8 * (1 - 0.75**2) experts.
     in_experts = 2 * 8 * (1 - 0.75**2) * 1e-2
-    dense = 2 * 1e-3 + 3 * 1e-4
+    dense = 2 * 1e-3
     assert roofline.overhead_s(model, cut, load, layer=0) == pytest.approx(dense + in_experts)
     assert roofline.overhead_s(model, cut, load, layer=1) == pytest.approx(dense)
+    attended = [
+        roofline.attention_s(each, cut, load, layer=1, tier=Tier.CPU, share=1.0)
+        for each in (model, MODEL)
+    ]
+    # Three tokens of prompts of half a token each, which count as three prompts at most.
+    assert attended[0] - attended[1] == pytest.approx(3 * 1e-4)
 
 
 def test_stored_weights_are_expanded_once_for_each_micro_batch() -> None:

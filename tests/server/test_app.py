@@ -105,7 +105,7 @@ def test_the_openapi_page_lists_the_routes_and_no_422(http: httpx2.Client) -> No
         for path, methods in page["paths"].items()
         for method, operation in methods.items()
     }
-    assert len(operations) == 18
+    assert len(operations) == 22
     assert all("422" not in operation["responses"] for operation in operations.values())
     body = operations["POST /v1/batches"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["required"] == ["input_file_id", "endpoint", "completion_window"]
