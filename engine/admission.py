@@ -4,8 +4,7 @@ rows and no weights.
 
 from collections.abc import Collection
 
-from engine.compute.head import Head
-from engine.compute.limits import check_reading, check_sampling
+from engine.compute.limits import Readable, check_reading, check_sampling
 from engine.config import Prompt
 from engine.errors import GrammarError, PromptError
 from engine.grammar import Grammars, Matcher
@@ -21,13 +20,13 @@ class Admission:
         max_context_tokens: int,
         eos_token_ids: Collection[int],
         grammars: Grammars,
-        head: Head | None,
+        readable: Readable,
     ) -> None:
         self._vocab_size = vocab_size
         self._max_context_tokens = max_context_tokens
         self._eos_token_ids = eos_token_ids
         self._grammars = grammars
-        self._head = head
+        self._readable = readable
 
     def check(self, prompt: Prompt) -> None:
         """Raises PromptError with the first fault."""
@@ -37,7 +36,7 @@ class Admission:
         check_sampling(
             prompt.sampling, vocab_size=self._vocab_size, eos_token_ids=self._eos_token_ids
         )
-        check_reading(prompt.reading, self._head)
+        check_reading(prompt.reading, self._readable)
         if len(token_ids) + max_tokens > self._max_context_tokens:
             raise PromptError(
                 f"This model's maximum context length is {self._max_context_tokens} tokens. "

@@ -15,6 +15,7 @@ from engine.compute.attention import ATTENTION_NAME
 from engine.compute.ceilings import ceilings_of
 from engine.compute.dtypes import compute_dtype_of
 from engine.compute.experts import EXPERTS_NAME
+from engine.compute.limits import readable_of
 from engine.compute.skeleton import build_skeleton
 from engine.config import Budgets, Completion, Prompt
 from engine.context import max_context_tokens
@@ -90,7 +91,7 @@ class Engine:
             grammars=Grammars(
                 tokenizer, vocab_size=vocab_size, eos_token_ids=sorted(eos_token_ids)
             ),
-            head=assembly.head,
+            readable=readable_of(assembly.head),
         )
         self._block = assembly.block
         self._micro_batches = assembly.micro_batches

@@ -50,7 +50,7 @@ class QueueShape:
     def mean(self, name: str) -> float:
         """Of a field of the kinds, over all rows; 0 if there are none."""
         total = sum(kind.num_rows * getattr(kind, name) for kind in self.kinds)
-        return float(total / self.num_rows) if self.kinds else 0.0
+        return float(total / self.num_rows) if self.num_rows else 0.0
 
     def has_moved_from(self, before: "QueueShape", *, block_rows: int) -> bool:
         """Whether a mean length, or the number of rows as far as the block notices it, is a quarter

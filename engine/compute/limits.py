@@ -1,5 +1,6 @@
 """What a prompt may ask of sampling, each limit under its name on the wire; knows no logits."""
 
+import dataclasses
 import math
 from collections.abc import Collection
 from typing import Final
@@ -43,19 +44,39 @@ def check_sampling(sampling: Sampling, *, vocab_size: int, eos_token_ids: Collec
         _check_beside_grammar(sampling, eos_token_ids)
 
 
-def check_reading(reading: Scoring | Embedding | None, head: Head | None) -> None:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Readable:
+    """What can be read of a model's prompts: embeddings of `hidden_size`, None for nothing at all;
+    and scores, unless there is a fault in that.
+    """
+
+    hidden_size: int | None
+    scoring_fault: str | None = None
+
+
+def readable_of(head: Head | None) -> Readable:
+    """Holds nothing of the head."""
+    if head is None:
+        return Readable(hidden_size=None)
+    is_faulty = isinstance(head.tail, UnsupportedModelError)
+    return Readable(
+        hidden_size=head.hidden_size, scoring_fault=str(head.tail) if is_faulty else None
+    )
+
+
+def check_reading(reading: Scoring | Embedding | None, readable: Readable) -> None:
     """Raises PromptError for what cannot be read of a prompt, or not of this model."""
     if reading is None:
         return
-    if head is None:
+    if readable.hidden_size is None:
         raise _unreadable("its head is no plain matrix")
     if isinstance(reading, Embedding):
         if reading.dimensions is not None:
-            _check_integer("dimensions", reading.dimensions, 1, head.hidden_size)
+            _check_integer("dimensions", reading.dimensions, 1, readable.hidden_size)
         return
     _check_integer("logprobs", reading.num_top, 0, MAX_TOP_LOGPROBS)
-    if isinstance(head.tail, UnsupportedModelError):
-        raise _unreadable(str(head.tail))
+    if readable.scoring_fault is not None:
+        raise _unreadable(readable.scoring_fault)
 
 
 def _unreadable(fault: str) -> PromptError:

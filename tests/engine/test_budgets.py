@@ -218,7 +218,7 @@ def test_what_attention_notes_of_cached_tokens_is_what_it_really_takes(
         check=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert int(done.stdout) <= counted_bytes + 2 * MIB
+    assert int(done.stdout) <= counted_bytes + 4 * MIB
     assert counted_bytes >= 32 * MIB
     assert int(done.stdout) >= 0.8 * counted_bytes, "no more is counted than there is"
     without = dataclasses.replace(policy, kv=Split.on(Tier.CPU, 0))
