@@ -130,7 +130,7 @@ def test_a_rider_that_kills_the_process_gets_a_500(box: Box) -> None:
     assert response.headers["x-should-retry"] == "false"
 
 
-# Its worker was once seen to end by itself beside other tests: until it is known why, not in every run.
+# It failed once on a loaded machine, and its tear-down then waited: not in every run until it is known why.
 @pytest.mark.slow
 def test_a_poisonous_rider_gets_a_500_and_one_whose_client_goes_away_leaves(
     box: Box, asking: Asking
