@@ -51,18 +51,23 @@ def add(
     return batch.id
 
 
-def settle(ledger: Ledger, batch_id: str, shard_index: int) -> None:
+def settle_lines(ledger: Ledger, batch_id: str, shard_index: int, outcome: Outcome) -> None:
+    """One after the other; their shard is not told."""
     for line in ledger.lines.unsettled(batch_id, shard_index):
         row = ResultRecord(
             batch_id=batch_id,
             line_index=line.index,
-            outcome=Outcome.COMPLETED,
+            outcome=outcome,
             row="{}",
             input_tokens=1,
             cached_tokens=0,
             output_tokens=1,
         )
         ledger.lines.record([row])
+
+
+def settle(ledger: Ledger, batch_id: str, shard_index: int) -> None:
+    settle_lines(ledger, batch_id, shard_index, Outcome.COMPLETED)
     ledger.lines.finish_shards([(batch_id, shard_index)])
 
 
@@ -144,17 +149,7 @@ def test_a_limit_below_one_shard_lets_one_go_at_a_time(ledger: Ledger) -> None:
 def test_lines_that_are_done_make_room_before_their_shard_is(ledger: Ledger) -> None:
     made = add(ledger, "one", limit=2 * SHARD)
     assert ledger.lines.queue_shards(made, ahead=8) == [0, 1]
-    for line in ledger.lines.unsettled(made, 0):
-        row = ResultRecord(
-            batch_id=made,
-            line_index=line.index,
-            outcome=Outcome.FAILED,
-            row="{}",
-            input_tokens=0,
-            cached_tokens=0,
-            output_tokens=0,
-        )
-        ledger.lines.record([row])
+    settle_lines(ledger, made, 0, Outcome.FAILED)
     assert ledger.lines.queue_shards(made, ahead=8) == [2]
 
 
