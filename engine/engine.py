@@ -285,9 +285,8 @@ class Engine:
         """Let the prompt's rows wait for places in the block. Raises PromptError."""
         self.check(prompt)
         limit = len(prompt.token_ids) + prompt.sampling.max_tokens
-        others = dataclasses.replace(
-            prompt, reading=None
-        )  # the prompt is the same: it is read once
+        # The prompt is the same for all of them: it is read once.
+        others = dataclasses.replace(prompt, reading=None)
         for index in range(prompt.sampling.n):
             matcher = self._admission.matcher(prompt)
             its = others if index else prompt
