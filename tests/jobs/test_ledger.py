@@ -12,14 +12,11 @@ from sqlalchemy import update
 
 from jobs.batch import (
     NEXT_STATUSES,
-    Batch,
     BatchStatus,
-    Endpoint,
     ExpiryPolicy,
     LineFault,
     RequestCounts,
     TokenUsage,
-    new_batch_id,
 )
 from jobs.errors import InvalidRequestError, LedgerError, NotFoundError
 from jobs.file import File, Purpose, new_file_id
@@ -30,6 +27,7 @@ from jobs.ledger.tables import SCHEMA_VERSION, schema
 from jobs.line import LineRecord, Outcome, ResultRecord, unrun_result
 from jobs.stores.base import FileStore
 from jobs.stores.folder import FolderStore
+from tests.support.records import batch_record
 
 S = BatchStatus
 
@@ -58,16 +56,7 @@ def ledger(url: str) -> Iterator[Ledger]:
 
 
 def add_batch(ledger: Ledger, status: BatchStatus = S.VALIDATING) -> str:
-    batch = Batch(
-        id=new_batch_id(),
-        endpoint=Endpoint.COMPLETIONS,
-        input_file_id="file-x",
-        completion_window="24h",
-        created_at=100,
-        expires_at=200,
-        metadata={"k": "é"},
-        output_expires_after=ExpiryPolicy(seconds=3_600),
-    )
+    batch = batch_record(metadata={"k": "é"}, output_expires_after=ExpiryPolicy(seconds=3_600))
     ledger.batches.add(batch)
     for step in PATHS[status]:
         assert ledger.batches.advance(batch.id, step)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.batch import Batch, Endpoint, new_batch_id
 from jobs.ledger.database import Database
 from jobs.ledger.ledger import Ledger
-from jobs.line import LineRecord, Outcome, ResultRecord
+from jobs.line import Outcome, ResultRecord
+from tests.support.records import batch_record, line_records
 
 _SHARD_LINES = 4
 _STEPS_PER_CALL = 10
@@ -48,26 +48,9 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 def begun(ledger: Ledger, num_lines: int) -> str:
-    batch = Batch(
-        id=new_batch_id(),
-        endpoint=Endpoint.COMPLETIONS,
-        input_file_id="file-x",
-        completion_window="24h",
-        created_at=100,
-        expires_at=200,
-    )
+    batch = batch_record()
     ledger.batches.add(batch)
-    found = [
-        LineRecord(
-            index=index,
-            custom_id=f"r{index}",
-            offset_bytes=0,
-            num_bytes=1,
-            num_prompt_tokens=1,
-            shard_index=index // _SHARD_LINES,
-        )
-        for index in range(num_lines)
-    ]
+    found = line_records(num_lines, shard_lines=_SHARD_LINES)
     assert ledger.lines.begin(batch.id, model="m", found=found, refused=[])
     return batch.id
 

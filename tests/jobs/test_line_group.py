@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.batch import Batch, BatchStatus, Endpoint, new_batch_id
+from jobs.batch import BatchStatus
 from jobs.ledger.ledger import Ledger
-from jobs.line import LineRecord, Outcome, ResultRecord
+from jobs.line import Outcome, ResultRecord
 from jobs.line_group import MAX_GROUPS, Grouping, LineGroup, OutputGroup
+from tests.support.records import batch_record, line_records
 
 
 @pytest.fixture
@@ -49,31 +50,12 @@ def test_lines_of_unlike_size_are_told_apart() -> None:
 
 
 def _begin(ledger: Ledger, *, num_lines: int, model: str = "m") -> str:
-    batch_id = new_batch_id()
-    ledger.batches.add(
-        Batch(
-            id=batch_id,
-            endpoint=Endpoint.COMPLETIONS,
-            input_file_id="file-x",
-            completion_window="24h",
-            created_at=100,
-            expires_at=200,
-        )
-    )
-    found = [
-        LineRecord(
-            index=index,
-            custom_id=f"c{index}",
-            offset_bytes=0,
-            num_bytes=1,
-            num_prompt_tokens=7,
-            shard_index=0,
-        )
-        for index in range(num_lines)
-    ]
+    batch = batch_record()
+    ledger.batches.add(batch)
+    found = line_records(num_lines, shard_lines=max(1, num_lines))
     groups = [LineGroup(num_lines=num_lines, prompt_tokens=70, shared_tokens=3, limit_tokens=90)]
-    assert ledger.lines.begin(batch_id, model=model, found=found, refused=[], groups=groups)
-    return batch_id
+    assert ledger.lines.begin(batch.id, model=model, found=found, refused=[], groups=groups)
+    return batch.id
 
 
 def _results(batch_id: str, lengths: list[int], outcome: Outcome) -> list[ResultRecord]:

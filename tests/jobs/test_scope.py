@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.batch import Batch, BatchStatus, Endpoint, new_batch_id
+from jobs.batch import Batch, BatchStatus
 from jobs.errors import (
     ConflictError,
     InvalidRequestError,
@@ -21,6 +21,7 @@ from jobs.ledger.batches import IdempotencyKey
 from jobs.ledger.ledger import Ledger
 from jobs.tenant import DEFAULT_TENANT, Caller, Limits
 from jobs.upload import Part, Upload, UploadStatus, new_part_id, new_upload_id
+from tests.support.records import batch_record
 
 LATER = 2**31 - 1
 
@@ -65,14 +66,7 @@ def part(upload: Upload, num_bytes: int = 1) -> Part:
 
 
 def batch(created_at: int = LATER) -> Batch:
-    return Batch(
-        id=new_batch_id(),
-        endpoint=Endpoint.COMPLETIONS,
-        input_file_id="file-x",
-        completion_window="24h",
-        created_at=created_at,
-        expires_at=LATER,
-    )
+    return batch_record(created_at=created_at, expires_at=LATER)
 
 
 def test_the_whole_ledger_sees_all_and_each_view_its_own(ledger: Ledger) -> None:

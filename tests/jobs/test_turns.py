@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.batch import Batch, Endpoint, new_batch_id
 from jobs.ledger.ledger import Ledger
-from jobs.line import LineRecord, Outcome, ResultRecord
+from jobs.line import Outcome, ResultRecord
 from jobs.tenant import Caller, Limits
+from tests.support.records import batch_record, line_records
 
 SHARD = 4
 
@@ -26,27 +26,10 @@ def add(
 ) -> str:
     """A batch in progress with shards of `SHARD` lines."""
     now = int(time.time())
-    batch = Batch(
-        id=new_batch_id(),
-        endpoint=Endpoint.COMPLETIONS,
-        input_file_id="file-x",
-        completion_window="24h",
-        created_at=now,
-        expires_at=now + 86_400,
-    )
+    batch = batch_record(created_at=now, expires_at=now + 86_400)
     caller = Caller(tenant=tenant, limits=Limits(enqueued_lines=limit))
     assert ledger.seen_by(caller).batches.add(batch)
-    found = [
-        LineRecord(
-            index=index,
-            custom_id=str(index),
-            offset_bytes=0,
-            num_bytes=1,
-            num_prompt_tokens=1,
-            shard_index=index // SHARD,
-        )
-        for index in range(SHARD * num_shards)
-    ]
+    found = line_records(SHARD * num_shards, shard_lines=SHARD)
     assert ledger.lines.begin(batch.id, model=model, found=found, refused=[])
     return batch.id
 

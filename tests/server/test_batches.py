@@ -12,8 +12,9 @@ from rq import Queue
 
 from jobs.answers import Usage
 from jobs.batch import BatchStatus, Endpoint, LineFault
-from jobs.line import LineRecord, ResultRecord, completed_result, refused_result
+from jobs.line import ResultRecord, completed_result, refused_result
 from jobs.queue import INTAKE_QUEUE
+from tests.support.records import line_records
 from tests.support.server import Running
 from tests.support.wire import error_of
 
@@ -37,17 +38,7 @@ def queued(redis: Redis) -> list[str]:
 
 
 def results(batch_id: str) -> list[ResultRecord]:
-    made = [
-        LineRecord(
-            index=index,
-            custom_id=str(index),
-            offset_bytes=0,
-            num_bytes=1,
-            num_prompt_tokens=1,
-            shard_index=0,
-        )
-        for index in range(3)
-    ]
+    made = line_records(3, shard_lines=3)
     done = [
         completed_result(
             batch_id, line, body={}, usage=Usage(input_tokens=7, cached_tokens=2, output_tokens=5)
@@ -58,17 +49,7 @@ def results(batch_id: str) -> list[ResultRecord]:
 
 
 def begin(running: Running, batch_id: str, refused: list[ResultRecord] | None = None) -> None:
-    lines = [
-        LineRecord(
-            index=index,
-            custom_id=str(index),
-            offset_bytes=0,
-            num_bytes=1,
-            num_prompt_tokens=1,
-            shard_index=0,
-        )
-        for index in range(3)
-    ]
+    lines = line_records(3, shard_lines=3)
     assert running.ledger.lines.begin(batch_id, model="m", found=lines, refused=refused or [])
 
 
