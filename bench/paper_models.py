@@ -60,6 +60,8 @@ class Opt:
             expert_share=1.0,
             # Four products of the hidden size, and the two of the MLP with four times of it.
             layer_values=(18 * hidden,) * layers,
+            layer_products=(6,) * layers,
+            expert_products=(0,) * layers,
         )
 
 

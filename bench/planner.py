@@ -159,7 +159,7 @@ def scale_of(*, is_quick: bool, seed: int) -> Scale:
         prefix_share=0.0,
         seed=seed,
     )
-    return Scale(layers=6 if is_quick else 10, hidden=256 if is_quick else 512, sizes=sizes)
+    return Scale(layers=6, hidden=256 if is_quick else 1024, sizes=sizes)
 
 
 def main(words: Sequence[str] | None = None) -> int:

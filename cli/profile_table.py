@@ -36,9 +36,13 @@ def profile_table(hardware: "Hardware") -> Table:
         ("a row's layer", hardware.row_layer_overhead_s),
         ("a prompt's layer", hardware.prompt_layer_overhead_s),
         ("an expert", hardware.expert_overhead_s),
+        ("a product", hardware.product_overhead_s),
+        ("a streamed unit", hardware.unit_overhead_s),
     )
     costs = ", ".join(f"{what} {cost_s / _MICROSECOND_S:.0f} µs" for what, cost_s in overheads)
     table.add_row("overheads", "", costs, "")
+    if hardware.lost_beside_reads:
+        table.add_row("lost beside reads", "cpu", f"{hardware.lost_beside_reads:.0%}", "")
     return table
 
 
@@ -70,8 +74,11 @@ def _rows(hardware: "Hardware") -> Iterator[tuple[str, str, str, str]]:
     for kind, curve in hardware.attention_bytes_per_s.items():
         told = _points(curve, "B", lambda heads: f"{heads:.0f}:1")
         yield "attention_bytes_per_s", "attention", kind, told
-    for kind, rate in hardware.expand_bytes_per_s.items():
-        yield "expand_bytes_per_s", "expansion", kind, f"{amount(rate)}B"
+    for kind, curve in hardware.prompt_flops_per_s.items():
+        told = _points(curve, "FLOP", lambda tokens: f"{tokens:.0f}")
+        yield "prompt_flops_per_s", "attention of prompts", kind, told
+    for kind, curve in hardware.expand_bytes_per_s.items():
+        yield "expand_bytes_per_s", "expansion", kind, _points(curve, "B", lambda n: f"{n:.0f}")
     for kind, rate in hardware.elementwise_bytes_per_s.items():
         yield "elementwise_bytes_per_s", "between products", kind, f"{amount(rate)}B"
 

@@ -21,6 +21,7 @@ from engine.config import Budgets, Completion, Prompt
 from engine.context import max_context_tokens
 from engine.errors import BudgetError, ComputeDtypeError, EngineError, PackError
 from engine.grammar import Grammars
+from engine.memory.allocator import give_freed_memory_back, keep_freed_memory
 from engine.memory.checkpoint import Checkpoint, open_checkpoint
 from engine.memory.manifest import Pack
 from engine.memory.pack import Announce, ensure_pack
@@ -122,6 +123,7 @@ class Engine:
         EngineError: CheckpointError, UnsupportedModelError, ComputeDtypeError, BudgetError (before a
         byte is written), PackError.
         """
+        keep_freed_memory()
         timeline = timeline or Timeline()
         with contextlib.ExitStack() as undo:
             undo.callback(timeline.close)
@@ -144,6 +146,7 @@ class Engine:
                 gc.collect()  # models are cycles, and the next one's weights need the room
                 engine = load()
             undo.pop_all()
+        give_freed_memory_back()
         return engine
 
     @classmethod

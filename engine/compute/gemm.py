@@ -20,6 +20,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 _ROW_COUNTS: Final = (1, 8, 32, 128, 512)
 _PACKED_FOR_ROWS: Final = 64  # a layout serves any number of rows, and this many best
+_NUM_WEIGHTS: Final = 4
 _NUM_TRIALS: Final = 4  # after a first one, which sets a kernel up
 
 
@@ -50,12 +51,13 @@ def choose_gemm(shape: tuple[int, int], *, dtype: torch.dtype, device: torch.dev
     kernels = kernels_for(dtype, device)
     if len(kernels) == 1:
         return Gemm([(1, F.linear)], reason=f"{device.type} {name}: torch's own kernel")
-    weight = torch.ones(shape, dtype=dtype)
+    # In turns: no tile of weights is in a core's cache when its turn comes.
+    weights = [torch.ones(shape, dtype=dtype) for _ in range(_NUM_WEIGHTS)]
     chosen: list[tuple[int, Kernel]] = []
     seen = []
     for num_rows in _ROW_COUNTS:
         rows = torch.ones(num_rows, shape[1], dtype=dtype)
-        taken_s = _best_seconds(kernels, rows, weight)
+        taken_s = _best_seconds(kernels, rows, weights)
         best = min(taken_s, key=lambda name: taken_s[name])
         chosen.append((num_rows, kernels[best]))
         gflops = 2 * num_rows * math.prod(shape) / taken_s[best] / 1e9
@@ -126,12 +128,14 @@ def _has_onednn(dtype: torch.dtype) -> bool:
 
 
 def _best_seconds(
-    kernels: Mapping[str, Kernel], rows: torch.Tensor, weight: torch.Tensor
+    kernels: Mapping[str, Kernel], rows: torch.Tensor, weights: Sequence[torch.Tensor]
 ) -> dict[str, float]:
     """By kernel, the best of some trials. They take turns, so that others' load meets them alike."""
     taken_s = dict.fromkeys(kernels, math.inf)
-    for name in itertools.chain.from_iterable(itertools.repeat(kernels, 1 + _NUM_TRIALS)):
-        taken_s[name] = min(taken_s[name], _seconds(kernels[name], rows, weight))
+    for trial in range(1 + _NUM_TRIALS):
+        for name, kernel in kernels.items():
+            weight = weights[trial % len(weights)]
+            taken_s[name] = min(taken_s[name], _seconds(kernel, rows, weight))
     return taken_s
 
 

@@ -137,9 +137,7 @@ class Multiplier:
         """All rows at once, unless they must be converted or a CPU kernel may copy them."""
         if stored.dtype == dtype and (stored.device.type != "cpu" or stored.nbytes <= TILE_BYTES):
             return len(stored)
-        fitting = TILE_BYTES // (stored.shape[1] * dtype.itemsize)
-        rounded = fitting // _LEAST_TILE_ROWS * _LEAST_TILE_ROWS
-        return min(_MOST_TILE_ROWS, rounded or max(1, fitting))
+        return _most_tile_rows(stored.shape[1], dtype)
 
 
 def attach_multiplier(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> Multiplier:
@@ -179,7 +177,7 @@ def _pack_what_stays(model: Any) -> None:
 
 
 def _choose(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Gemm:
-    """Measured on some rows of the model's largest matrix."""
+    """Measured on tiles of the model's largest matrix."""
     shapes = [
         tuple(value.shape[-2:])
         for module in model.modules()
@@ -187,8 +185,14 @@ def _choose(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Gemm:
         if isinstance(value, Matrix | Stack)
     ]
     num_rows, num_columns = max(shapes, key=math.prod, default=(1, 1))
-    tile_rows = min(num_rows, _MOST_TILE_ROWS // 4)
+    tile_rows = min(num_rows, _most_tile_rows(num_columns, dtype))
     return choose_gemm((tile_rows, num_columns), dtype=dtype, device=device)
+
+
+def _most_tile_rows(num_columns: int, dtype: torch.dtype) -> int:
+    fitting = TILE_BYTES // (num_columns * dtype.itemsize)
+    rounded = fitting // _LEAST_TILE_ROWS * _LEAST_TILE_ROWS
+    return min(_MOST_TILE_ROWS, rounded or max(1, fitting))
 
 
 def _forward(module: Any, multiplier: Multiplier, inputs: torch.Tensor) -> torch.Tensor:

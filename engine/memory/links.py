@@ -3,11 +3,13 @@ in a run.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import mmap
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,6 +67,30 @@ def _read_rate(path: Path, request_bytes: int, *, file_bytes: int, seconds: floa
             reader.read(buffer, offset_bytes=next(places), num_bytes=request_bytes)
 
         return rate_of(read, amount=request_bytes, device=_CPU, seconds=seconds)
+
+
+@contextlib.contextmanager
+def disk_being_read(folder: Path, *, request_bytes: int, file_bytes: int) -> Iterator[None]:
+    """Meanwhile one request follows the other, of a nameless file of `folder`. Raises OSError."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".freight-profile-") as file:
+        path = Path(file.name)
+        _write_rate(path, request_bytes, file_bytes=file_bytes, seconds=0.0)
+        buffer = HostBuffer(request_bytes + 2 * PAGE_BYTES)
+        is_over = threading.Event()
+        with DirectReader(path) as reader, concurrent.futures.ThreadPoolExecutor(1) as pool:
+
+            def read() -> None:
+                for place in _places(request_bytes, file_bytes):
+                    if is_over.is_set():
+                        return
+                    reader.read(buffer, offset_bytes=place, num_bytes=request_bytes)
+
+            reading = pool.submit(read)
+            try:
+                yield
+            finally:
+                is_over.set()
+            reading.result()
 
 
 def _write_rate(path: Path, request_bytes: int, *, file_bytes: int, seconds: float) -> Rate:

@@ -202,6 +202,11 @@ def model_work(groups: Sequence[PackGroup], config: Any, *, dtype: torch.dtype) 
         layer_values=tuple(
             sum(_met_values(tensor.shape, text) for tensor in group.tensors) for group in layers
         ),
+        layer_products=tuple(
+            sum(len(tensor.shape) >= 2 for tensor in group.tensors) - len(its)
+            for group, its in zip(layers, stacks, strict=True)
+        ),
+        expert_products=tuple(map(len, stacks)),
         num_experts=_first_count(text, _NUM_EXPERTS) or 0 if any(stacks) else 0,
         layer_kv_bytes=tuple(
             (shape if shape.owner is None else every_kv[shape.owner]).token_bytes(dtype)

@@ -48,8 +48,13 @@ class Corrections:
                 kind: curve.scaled(1 / attention)
                 for kind, curve in hardware.attention_bytes_per_s.items()
             },
+            prompt_flops_per_s={
+                kind: curve.scaled(1 / attention)
+                for kind, curve in hardware.prompt_flops_per_s.items()
+            },
             expand_bytes_per_s={
-                kind: rate / compute for kind, rate in hardware.expand_bytes_per_s.items()
+                kind: curve.scaled(1 / compute)
+                for kind, curve in hardware.expand_bytes_per_s.items()
             },
             elementwise_bytes_per_s={
                 kind: rate / compute for kind, rate in hardware.elementwise_bytes_per_s.items()
@@ -59,6 +64,8 @@ class Corrections:
             row_layer_overhead_s=hardware.row_layer_overhead_s * attention,
             prompt_layer_overhead_s=hardware.prompt_layer_overhead_s * attention,
             expert_overhead_s=hardware.expert_overhead_s * compute,
+            product_overhead_s=hardware.product_overhead_s * compute,
+            unit_overhead_s=hardware.unit_overhead_s * compute,
             sweep_overhead_s=hardware.sweep_overhead_s * compute,
         )
 

@@ -28,6 +28,10 @@ class Work:
     layer_values: tuple[int, ...]
     """Of a token in each layer, what goes into its products and comes out of them: norms, rotations,
     gates and sums read and write each of them about as often, whatever the model."""
+    layer_products: tuple[int, ...]
+    """Products of each layer, whatever their size, those of experts aside."""
+    expert_products: tuple[int, ...]
+    """Of one expert of each layer."""
     num_experts: int = 0
     """Of a layer that has any: `expert_share` of them are a token's."""
 

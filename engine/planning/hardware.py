@@ -11,7 +11,7 @@ from engine.errors import HardwareError
 
 _T = TypeVar("_T")
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 """Of the JSON form: raised when a field changes its meaning."""
 
 MOST_OTHERS_SHARE: Final = 0.1
@@ -66,8 +66,11 @@ class Hardware:
     `gemm` has a curve over rows of the left factor for "<tier>/<compute dtype>", such as
     "cpu/float32". `attention_bytes_per_s`, by the same names, has the live keys and values that are
     attended to a second while a row decodes, over the query heads to each key head: a kernel may
-    read a key for each of them. `expand_bytes_per_s` has the stored bytes turned to compute
-    dtype a second, for "<tier>/<stored>-><compute dtype>", such as "cpu/bfloat16->float32".
+    read a key for each of them. `prompt_flops_per_s` has what attention of prompts computes a
+    second, over their tokens; where it was not measured, products' rates stand for it.
+    `expand_bytes_per_s` has, over a product's rows, the stored bytes a second that are made ready
+    for it, for "<tier>/<stored>-><compute dtype>", such as "cpu/bfloat16->float32": turned to compute
+    dtype, and laid out as a kernel computes from, which may take time where nothing is turned.
     `elementwise_bytes_per_s` has, for "<tier>/<compute dtype>", the bytes that go into and come out
     of a layer's products a second while all is computed but products and attention.
     `spread` is, by a field's name, how far apart the tries of its measurement lay, relative.
@@ -91,7 +94,7 @@ class Hardware:
     """Reading host memory."""
     gemm: Mapping[str, RateCurve]
     attention_bytes_per_s: Mapping[str, RateCurve]
-    expand_bytes_per_s: Mapping[str, float]
+    expand_bytes_per_s: Mapping[str, RateCurve]
     elementwise_bytes_per_s: Mapping[str, float]
     layer_overhead_s: float
     """Of one layer's visit by one micro-batch, beside its arithmetic."""
@@ -104,6 +107,13 @@ class Hardware:
     """Of one prompt that has tokens in a sweep, in one layer."""
     expert_overhead_s: float = 0.0
     """Of one expert that has tokens, in one layer of one micro-batch."""
+    product_overhead_s: float = 0.0
+    """Of one product of any size, beside its arithmetic and what the smallest one takes."""
+    unit_overhead_s: float = 0.0
+    """Of one unit of weights that streams: waited for no longer, and handed over and back."""
+    lost_beside_reads: float = 0.0
+    """Of what a CPU computes a second, the share that is lost while the disk is read."""
+    prompt_flops_per_s: Mapping[str, RateCurve] = dataclasses.field(default_factory=dict)
     others_share: float = 0.0
     """Of the cores' time, what other processes took while this was measured."""
     spread: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -122,12 +132,21 @@ class Hardware:
         name = f"{tier}/{compute_dtype}"
         return _of(self.attention_bytes_per_s, name, "attention_bytes_per_s").at(heads_per_key)
 
-    def expand_rate(self, tier: str, stored: str, compute_dtype: str) -> float:
-        """Stored bytes/s; infinite where nothing is turned. Raises HardwareError if not measured."""
-        if stored == compute_dtype:
-            return math.inf
+    def prompt_rate(self, tier: str, compute_dtype: str, num_tokens: float) -> float:
+        """FLOP/s of attention of prompts of so many tokens. Raises HardwareError if it is not known."""
+        name = f"{tier}/{compute_dtype}"
+        if name not in self.prompt_flops_per_s:
+            return self.gemm_flops_per_s(tier, compute_dtype, num_tokens)
+        return self.prompt_flops_per_s[name].at(num_tokens)
+
+    def expand_rate(self, tier: str, stored: str, compute_dtype: str, num_rows: float) -> float:
+        """Stored bytes/s for a product of so many rows; infinite where nothing is to be done. Raises
+        HardwareError if it is not known.
+        """
         name = f"{tier}/{stored}->{compute_dtype}"
-        return _of(self.expand_bytes_per_s, name, "expand_bytes_per_s")
+        if stored == compute_dtype and name not in self.expand_bytes_per_s:
+            return math.inf
+        return _of(self.expand_bytes_per_s, name, "expand_bytes_per_s").at(num_rows)
 
     def elementwise_rate(self, tier: str, compute_dtype: str) -> float:
         """Bytes/s of products' inputs and outputs. Raises HardwareError if it was not measured."""
@@ -159,6 +178,10 @@ _OPTIONAL: Final = frozenset(
         "row_layer_overhead_s",
         "prompt_layer_overhead_s",
         "expert_overhead_s",
+        "product_overhead_s",
+        "unit_overhead_s",
+        "lost_beside_reads",
+        "prompt_flops_per_s",
         "others_share",
     }
 )
@@ -231,7 +254,8 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "from_gpu_bytes_per_s": _rate_or_none,
     "gemm": _curves,
     "attention_bytes_per_s": _curves,
-    "expand_bytes_per_s": _rates,
+    "expand_bytes_per_s": _curves,
+    "prompt_flops_per_s": _curves,
     "elementwise_bytes_per_s": _rates,
     "spread": _rates,
 }

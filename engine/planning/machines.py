@@ -38,11 +38,11 @@ T4_208GB: Final = Hardware(
     },
     attention_bytes_per_s=_attention(("float16", "float32"), gpu=200e9, cpu=60e9),
     expand_bytes_per_s={
-        "gpu/int4->float16": 60e9,
-        "gpu/int8->float16": 100e9,
+        "gpu/int4->float16": RateCurve.flat(60e9),
+        "gpu/int8->float16": RateCurve.flat(100e9),
         # As many bytes are written as are read: half of what its memory gives, at most.
-        "gpu/bfloat16->float16": 120e9,
-        "cpu/float16->float32": 20e9,
+        "gpu/bfloat16->float16": RateCurve.flat(120e9),
+        "cpu/float16->float32": RateCurve.flat(20e9),
     },
     # Each value is read or written two to three times: that part of what the memory gives.
     elementwise_bytes_per_s={
@@ -88,11 +88,11 @@ RTX_4090_128GB: Final = Hardware(
     },
     attention_bytes_per_s=_attention(("bfloat16", "float16", "float32"), gpu=800e9, cpu=60e9),
     expand_bytes_per_s={
-        "gpu/int4->bfloat16": 250e9,
-        "gpu/int8->bfloat16": 400e9,
+        "gpu/int4->bfloat16": RateCurve.flat(250e9),
+        "gpu/int8->bfloat16": RateCurve.flat(400e9),
         # Twice as many bytes are written as are read: a third of what host memory gives.
-        "cpu/bfloat16->float32": 20e9,
-        "cpu/float16->float32": 20e9,
+        "cpu/bfloat16->float32": RateCurve.flat(20e9),
+        "cpu/float16->float32": RateCurve.flat(20e9),
     },
     elementwise_bytes_per_s={
         "gpu/bfloat16": 350e9,

@@ -101,7 +101,7 @@ _RATES: Final = {
     "disk reads": ("disk_read",),
     "the link to the GPU": ("to_gpu_pinned_bytes_per_s", "to_gpu_plain_bytes_per_s"),
     "products": ("gemm",),
-    "attention": ("attention_bytes_per_s",),
+    "attention": ("attention_bytes_per_s", "prompt_flops_per_s"),
     "expansion of stored weights": ("expand_bytes_per_s",),
     "work between products": ("elementwise_bytes_per_s",),
 }

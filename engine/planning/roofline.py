@@ -18,6 +18,7 @@ from engine.planning.routing import expected_experts
 from engine.planning.shape import ModelShape, Placeable
 
 _HIDDEN_ITEMSIZE: Final = 4
+_ITEMSIZES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 _DEVICES: Final = {Tier.GPU: "gpu", Tier.CPU: "cpu", Tier.DISK: "cpu"}
 
 
@@ -42,6 +43,8 @@ class Model:
             work.windows,
             work.layer_kv_bytes,
             work.layer_values,
+            work.layer_products,
+            work.expert_products,
             strict=True,
         )
         first: dict[object, int] = {}
@@ -95,13 +98,15 @@ def head_s(model: Model, policy: Policy, load: Load) -> float:
     return model.work.head_flops(1) * load.rows / rate
 
 
-def head_expand_s(model: Model, policy: Policy) -> float:
-    """The head's stored bytes / expand rate, once a sweep."""
+def head_expand_s(model: Model, policy: Policy, load: Load) -> float:
+    """The head's stored bytes / expand rate, once a sweep: as it is read row by row as well, no part of
+    it is laid out for good.
+    """
     taken_s = 0.0
     for tensor in model.shape.head_tensors:
         stored = tensor.stored_dtype or policy.compute_dtype
         taken_s += tensor.num_bytes / model.hardware.expand_rate(
-            _DEVICES[policy.compute], stored, _head_dtype(policy)
+            _DEVICES[policy.compute], stored, _head_dtype(policy), max(1.0, load.rows)
         )
     return taken_s
 
@@ -116,18 +121,48 @@ def elementwise_s(model: Model, policy: Policy, load: Load, *, layer: int) -> fl
     return load.tokens * model.work.layer_values[layer] * model.shape.compute_itemsize / rate
 
 
-def expand_s(model: Model, policy: Policy, tensors: tuple[Placeable, ...], times: int) -> float:
-    """Stored bytes / expand rate, for each of the micro-batches anew: no copy in compute dtype is
-    kept, of resident parts neither.
+def expand_s(
+    model: Model,
+    policy: Policy,
+    load: Load,
+    tensors: tuple[Placeable, ...],
+    *,
+    streamed_share: float,
+) -> float:
+    """Of a layer's tensors: stored bytes / expand rate at the rows of a micro-batch, for each of them anew; of experts, those
+    of so many as have tokens, at their share of the rows. What is stored in compute dtype is ready
+    where it resides, but for experts, and may have to be laid out where it streams.
     """
+    work, count = model.work, micro_batches(policy, load)
+    rows = load.tokens / count
     taken_s = 0.0
     for tensor in tensors:
-        if tensor.stored_dtype is not None:
-            rate = model.hardware.expand_rate(
-                _DEVICES[policy.compute], tensor.stored_dtype, policy.compute_dtype
-            )
-            taken_s += times * tensor.num_bytes / rate
+        stored = tensor.stored_dtype or policy.compute_dtype
+        met, its_rows = 1.0, rows
+        if tensor.is_stack and work.num_experts:
+            met = _met_experts(model, rows) / work.num_experts
+            its_rows *= work.expert_share
+        elif _stays_ready(model.shape, policy, tensor):
+            met = streamed_share
+        rate = model.hardware.expand_rate(
+            _DEVICES[policy.compute], stored, policy.compute_dtype, max(1.0, its_rows)
+        )
+        taken_s += count * met * tensor.num_bytes / rate
     return taken_s
+
+
+def _stays_ready(shape: ModelShape, policy: Policy, tensor: Placeable) -> bool:
+    """Where it resides: on a CPU also what takes no more bytes in compute dtype than as stored."""
+    stored = tensor.stored_dtype
+    if stored is None or policy.compute is Tier.GPU:
+        return stored is None
+    return _ITEMSIZES.get(stored, 0) >= shape.compute_itemsize
+
+
+def _met_experts(model: Model, tokens: float) -> float:
+    """That have any of so many tokens, chosen as chance has it (`routing.py`)."""
+    work = model.work
+    return expected_experts(work.num_experts, work.expert_share * work.num_experts, tokens)
 
 
 def live_bytes(model: Model, load: Load, *, layer: int) -> float:
@@ -147,11 +182,11 @@ def heads_per_key(model: Model, *, layer: int) -> float:
 def attention_s(
     model: Model, policy: Policy, load: Load, *, layer: int, tier: Tier, share: float
 ) -> float:
-    """Share * (live bytes / attention rate + prompt pairs' FLOPs / gemm(prompt length) + what each
+    """Share * (live bytes / attention rate + prompt pairs' FLOPs / prompt rate + what each
     decoding row and each prompt costs beside).
 
     Decoding reads all live keys and values and is bound by that; of prompts scores and sums are
-    products of as many rows as the prompt has tokens.
+    products, and the rate goes with how many tokens they have.
     """
     if not share:
         return 0.0
@@ -163,25 +198,34 @@ def attention_s(
     window = model.work.windows[layer]
     pairs = load.prompt_pairs if window is None else min(load.prompt_pairs, float(window))
     flops = model.work.attention_flops(1) * pairs * load.prompt_tokens
-    rate = model.hardware.gemm_flops_per_s(device, policy.compute_dtype, load.prompt_length)
+    rate = model.hardware.prompt_rate(device, policy.compute_dtype, load.prompt_length)
     prompts = load.prompt_tokens / max(1.0, load.prompt_length)
     calls_s = load.rows * model.hardware.row_layer_overhead_s
     calls_s += prompts * model.hardware.prompt_layer_overhead_s
     return share * (decode_s + flops / rate + calls_s)
 
 
-def overhead_s(model: Model, policy: Policy, load: Load, *, layer: int) -> float:
-    """Of one layer: K visits; in each what its experts do, of which T / K tokens meet so many as
-    chance has it (`routing.py`).
+def overhead_s(
+    model: Model, policy: Policy, load: Load, *, layer: int, num_units: int, read_s: float
+) -> float:
+    """Of one layer: K visits, and the products in each; what its experts do that have any of T / K
+    tokens, and their products; once, the units that it comes in, and what reading them takes from a
+    CPU that computes.
     """
     hardware, work = model.hardware, model.work
     count = micro_batches(policy, load)
-    taken_s = count * hardware.layer_overhead_s
+    visit_s = hardware.layer_overhead_s
+    visit_s += work.layer_products[layer] * hardware.product_overhead_s
     if work.num_experts and work.expert_elements[layer]:
-        chosen = work.expert_share * work.num_experts
-        met = expected_experts(work.num_experts, chosen, load.tokens / count)
-        taken_s += count * met * hardware.expert_overhead_s
-    return taken_s
+        its_s = work.expert_products[layer] * hardware.product_overhead_s
+        met = _met_experts(model, load.tokens / count)
+        visit_s += met * (hardware.expert_overhead_s + its_s)
+    return count * visit_s + num_units * hardware.unit_overhead_s + lost_s(model, policy, read_s)
+
+
+def lost_s(model: Model, policy: Policy, read_s: float) -> float:
+    """Of compute, beside reads that take so long: lost share * read_s, on a CPU."""
+    return read_s * model.hardware.lost_beside_reads if policy.compute is Tier.CPU else 0.0
 
 
 def sweep_overhead_s(model: Model, policy: Policy, load: Load) -> float:

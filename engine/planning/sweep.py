@@ -112,7 +112,12 @@ class Sweep:
             "gemm_s": roofline.gemm_s(model, policy, load, layer=layer),
             "elementwise_s": roofline.elementwise_s(model, policy, load, layer=layer),
             "expand_s": roofline.expand_s(
-                model, policy, model.shape.layers[layer], roofline.micro_batches(policy, load)
+                model,
+                policy,
+                load,
+                model.shape.layers[layer],
+                streamed_share=each.split.streamed_bytes(policy.compute)
+                / max(1, each.split.total_bytes),
             ),
             "attention_s": roofline.attention_s(
                 model, policy, load, layer=layer, tier=policy.compute, share=here
@@ -120,7 +125,14 @@ class Sweep:
             "beside_s": roofline.attention_s(
                 model, policy, load, layer=layer, tier=Tier.CPU, share=1.0 - here
             ),
-            "overhead_s": roofline.overhead_s(model, policy, load, layer=layer),
+            "overhead_s": roofline.overhead_s(
+                model,
+                policy,
+                load,
+                layer=layer,
+                num_units=each.units.count,
+                read_s=times.read_s,
+            ),
         }
 
     def _last(self, load: Load) -> dict[str, float]:
@@ -128,7 +140,7 @@ class Sweep:
         model, policy = self._model, self._policy
         return {
             "head_s": roofline.head_s(model, policy, load),
-            "expand_s": roofline.head_expand_s(model, policy),
+            "expand_s": roofline.head_expand_s(model, policy, load),
             "overhead_s": roofline.sweep_overhead_s(model, policy, load),
         }
 

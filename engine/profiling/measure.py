@@ -9,13 +9,26 @@ from typing import Final
 import torch
 
 from engine.compute.elementwise import elementwise_rate
-from engine.compute.rates import attention_rate, expansion_rate, gemm_rates
+from engine.compute.gemm import kernels_for
+from engine.compute.rates import (
+    attention_rate,
+    expansion_rates,
+    gemm_rates,
+    lost_beside_reads,
+    product_overhead_s,
+    prompt_rate,
+)
 from engine.errors import EngineError
+from engine.memory.allocator import keep_freed_memory
 from engine.memory.links import copy_rate, disk_rates, memory_read_rate
 from engine.memory.measure import measure_budgets
+from engine.planning.policy import Tier
+from engine.planning.units import UNIT_BYTES
+from engine.profiling.description import hardware_of
 from engine.profiling.measurement import Figure, Measured, Measurement
 from engine.profiling.others import OthersWatch
 from engine.profiling.overheads import Overheads, measure_overheads
+from engine.profiling.probe import Probe, factors_of
 
 Progress = Callable[[int, int, str], None]
 """Steps done, steps in all, and what the next one is; empty at the end."""
@@ -41,20 +54,26 @@ class Effort:
     seconds: float
     overhead_s: float
     gemm_rows: tuple[int, ...]
+    expanding_rows: tuple[int, ...]
     heads_per_key: tuple[int, ...]
+    prompt_tokens: tuple[int, ...]
     request_bytes: tuple[int, ...]
     file_bytes: int
     scanned_bytes: int
+    probe: Probe
 
 
 FULL: Final = Effort(
     seconds=0.8,
     overhead_s=9.0,
     gemm_rows=tuple(2**power for power in range(11)),
+    expanding_rows=(4, 32, 256),
     heads_per_key=(1, 4, 8),
+    prompt_tokens=(16, 64, 256, 1024),
     request_bytes=tuple(2**power for power in (14, 16, 18, 20, 22, 23, 25, 26)),
     file_bytes=2**28,
     scanned_bytes=2**28,
+    probe=Probe(layers=3, hidden=1024, rows=64, prompt_tokens=32, output_tokens=24, rounds=3),
 )
 """About a minute."""
 
@@ -62,10 +81,13 @@ QUICK: Final = Effort(
     seconds=0.03,
     overhead_s=0.5,
     gemm_rows=(1, 8, 32, 128, 512),
+    expanding_rows=(16, 128),
     heads_per_key=(1, 4),
+    prompt_tokens=(32, 256),
     request_bytes=(2**16, 2**20, 2**23, 2**25),
     file_bytes=2**26,
     scanned_bytes=2**26,
+    probe=Probe(layers=2, hidden=512, rows=32, prompt_tokens=32, output_tokens=12, rounds=2),
 )
 """A few seconds."""
 
@@ -76,6 +98,7 @@ def measure(spill_dir: Path, *, effort: Effort, progress: Progress | None = None
     """To be done while nothing else runs or is in memory. At most `effort.file_bytes` of the spill
     folder, and what is in it, are taken and given back. Raises EngineError.
     """
+    keep_freed_memory()
     budgets = measure_budgets(spill_dir=spill_dir)
     others = OthersWatch()
     has_gpu = budgets.gpu_bytes > 0
@@ -86,25 +109,26 @@ def measure(spill_dir: Path, *, effort: Effort, progress: Progress | None = None
     ]
     devices = ("cpu", "gpu") if has_gpu else ("cpu",)
     measurements: list[Measurement] = []
-    total = len(steps) + len(devices)
+    total = len(steps) + len(devices) + 1
     for done, (name, step) in enumerate(steps):
         tell(done, total, name)
         measurements += step()
     overheads: dict[str, Overheads] = {}
     for done, device in enumerate(devices, start=len(steps)):
         tell(done, total, f"overheads on the {device}")
-        overheads[device] = measure_overheads(
-            spill_dir, on_gpu=device == "gpu", seconds=effort.overhead_s
-        )
-    tell(total, total, "")
-    return Measured(
+        overheads[device] = _overheads(spill_dir, effort, device)
+    tell(total - 1, total, "a run")
+    measured = Measured(
         host_bytes=budgets.host_bytes,
         gpu_bytes=budgets.gpu_bytes,
         disk_bytes=budgets.disk_bytes,
         measurements=tuple(measurements),
         overheads=overheads,
-        others_share=others.share(),
     )
+    hardware = hardware_of(measured, {"cpu": "this one"})
+    factors = factors_of(hardware, spill_dir, effort.probe, on_gpu=has_gpu)
+    tell(total, total, "")
+    return dataclasses.replace(measured, factors=factors, others_share=others.share())
 
 
 def _of_links(spill_dir: Path, effort: Effort, *, has_gpu: bool) -> Iterator[_Step]:
@@ -127,10 +151,11 @@ def _of_units(effort: Effort, *, has_gpu: bool) -> Iterator[_Step]:
         kind = kind_of(device, dtype)
         yield f"products, {kind}", functools.partial(_gemm, device, dtype, effort)
         yield f"attention, {kind}", functools.partial(_attention, device, dtype, effort)
+        yield f"prompts, {kind}", functools.partial(_prompts, device, dtype, effort)
         between = functools.partial(_elementwise, device, dtype, effort)
         yield f"between products, {kind}", between
-        for stored in _STORED:
-            if stored is not dtype:
+        for stored in (torch.float32, *_STORED):
+            if stored is not dtype or len(kernels_for(dtype, device)) > 1:
                 expand = functools.partial(_expansion, device, dtype, stored, effort)
                 yield f"{_name(stored)} to {kind}", expand
 
@@ -153,16 +178,20 @@ def _disk(spill_dir: Path, effort: Effort) -> list[Measurement]:
             seconds=effort.seconds,
         )
     except OSError as error:
-        raise EngineError(
-            f"{spill_dir} cannot be measured with a file of {effort.file_bytes:,} bytes: "
-            f"{error.strerror or error}"
-        ) from error
+        raise _not_measured(spill_dir, effort, error) from error
     return [
         Measurement(figure=figure, rate=rate, at=each.request_bytes)
         for figure in (Figure.DISK_READ, Figure.DISK_WRITE)
         for each in rates
         for rate in [each.read if figure is Figure.DISK_READ else each.write]
     ]
+
+
+def _not_measured(spill_dir: Path, effort: Effort, error: OSError) -> EngineError:
+    return EngineError(
+        f"{spill_dir} cannot be measured with a file of {effort.file_bytes:,} bytes: "
+        f"{error.strerror or error}"
+    )
 
 
 def _memory(device: torch.device, effort: Effort) -> list[Measurement]:
@@ -207,6 +236,18 @@ def _attention(device: torch.device, dtype: torch.dtype, effort: Effort) -> list
     ]
 
 
+def _prompts(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Measurement]:
+    return [
+        Measurement(
+            figure=Figure.PROMPTS,
+            kind=kind_of(device, dtype),
+            at=count,
+            rate=prompt_rate(count, dtype=dtype, device=device, seconds=effort.seconds),
+        )
+        for count in effort.prompt_tokens
+    ]
+
+
 def _elementwise(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Measurement]:
     rate = elementwise_rate(dtype=dtype, device=device, seconds=effort.seconds)
     return [Measurement(figure=Figure.ELEMENTWISE, kind=kind_of(device, dtype), rate=rate)]
@@ -215,6 +256,29 @@ def _elementwise(device: torch.device, dtype: torch.dtype, effort: Effort) -> li
 def _expansion(
     device: torch.device, dtype: torch.dtype, stored: torch.dtype, effort: Effort
 ) -> list[Measurement]:
-    rate = expansion_rate(stored, dtype=dtype, device=device, seconds=effort.seconds)
+    rates = expansion_rates(
+        effort.expanding_rows, stored, dtype=dtype, device=device, seconds=effort.seconds
+    )
     kind = f"{kind_of(device, stored)}->{_name(dtype)}"
-    return [Measurement(figure=Figure.EXPANSION, kind=kind, rate=rate)]
+    return [
+        Measurement(figure=Figure.EXPANSION, kind=kind, at=each.rows, rate=each.rate)
+        for each in rates
+    ]
+
+
+def _overheads(spill_dir: Path, effort: Effort, device: str) -> Overheads:
+    """Products on a GPU are asked for and not waited for."""
+    found = measure_overheads(spill_dir, on_gpu=device == "gpu", seconds=effort.overhead_s)
+    if device == "gpu":
+        return found
+    try:
+        lost = lost_beside_reads(
+            spill_dir,
+            request_bytes=UNIT_BYTES[Tier.CPU],
+            file_bytes=effort.file_bytes,
+            seconds=effort.overhead_s / 4,
+        )
+    except OSError as error:
+        raise _not_measured(spill_dir, effort, error) from error
+    product_s = product_overhead_s(seconds=effort.seconds)
+    return dataclasses.replace(found, product_s=product_s, lost_beside_reads=lost)

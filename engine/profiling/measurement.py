@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from collections.abc import Mapping
 
 from engine.memory.stopwatch import Rate
 from engine.profiling.overheads import Overheads
@@ -19,19 +20,20 @@ class Figure(enum.StrEnum):
     TO_CPU_PLAIN = "GPU to CPU, not pinned"
     GEMM = "products"
     ATTENTION = "attention"
+    PROMPTS = "attention of prompts"
     EXPANSION = "expansion"
     ELEMENTWISE = "between products"
 
     @property
     def unit(self) -> str:
-        return "FLOP" if self is Figure.GEMM else "bytes"
+        return "FLOP" if self in {Figure.GEMM, Figure.PROMPTS} else "bytes"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """`kind` tells devices and dtypes apart, like "cpu/float32" or "cpu/bfloat16->float32"; `at`
-    are the bytes of a request, the rows of a product or the query heads to a key head, where there
-    are several.
+    are the bytes of a request, the rows of a product, the query heads to a key head or the tokens of
+    a prompt, where there are several.
     """
 
     figure: Figure
@@ -43,7 +45,8 @@ class Measurement:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """Everything; `overheads` are the compute tier's, by "cpu" and, where there is one, "gpu".
-    `others_share` of the cores' time was others' meanwhile.
+    `others_share` of the cores' time was others' meanwhile. `factors`: by term, how many times as long
+    as all this foresees a run has taken.
     """
 
     host_bytes: int
@@ -52,6 +55,7 @@ class Measured:
     measurements: tuple[Measurement, ...]
     overheads: dict[str, Overheads]
     others_share: float = 0.0
+    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def rate(self, figure: Figure, kind: str = "") -> float | None:
         """Of the one measurement that is no curve; None where nothing of the kind was measured."""

@@ -10,20 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 import transformers
-from safetensors.torch import save_file
 
 from engine.config import Budgets, Prompt, Sampling
 from engine.engine import Engine
-from engine.memory.safetensors import SINGLE_FILE
 from engine.planning.policy import Policy, Split, Tier
 from engine.planning.routing import expected_experts
 from engine.planning.shape import ModelShape
+from engine.profiling.seeded import PREFIX, write_model
 
 _VOCAB_SIZE: Final = 128
 _HIDDEN_SIZE: Final = 32
-_HEADS: Final = 2
+_HEADS: Final = 8
 _LAYERS: Final = (2, 10)
 _ROWS: Final = (1, 32)
 """Few and many of each."""
@@ -34,16 +32,18 @@ _BUDGET_BYTES: Final = 2**30
 _KV_BYTES: Final = 2**24
 _LEAST_SWEEPS: Final = 4
 _NUM_TURNS: Final = 3
-_PREFIX: Final = ".freight-profile-"
 
 _Way = Callable[[float], list[float]]
 """Seconds of sweeps of one kind, run for so long."""
 
+_Place = Callable[[ModelShape, Budgets], Policy]
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Overheads:
-    """Seconds: of a sweep whatever it carries, of each step, of each row, of each row in each step; of
-    each prompt in each step, and of each expert in it that has tokens.
+    """Of a CPU's rate, `lost_beside_reads`. Seconds: of a sweep whatever it carries, of each step, of each row, of each row in each step; of
+    each prompt in each step, and of each expert in it that has tokens; of each unit that streams, and
+    of each product that is no tiny one.
     """
 
     sweep_s: float
@@ -52,6 +52,9 @@ class Overheads:
     row_step_s: float
     prompt_step_s: float = 0.0
     expert_s: float = 0.0
+    unit_s: float = 0.0
+    product_s: float = 0.0
+    lost_beside_reads: float = 0.0
 
 
 def measure_overheads(spill_dir: Path, *, on_gpu: bool, seconds: float) -> Overheads:
@@ -61,7 +64,7 @@ def measure_overheads(spill_dir: Path, *, on_gpu: bool, seconds: float) -> Overh
     The seeded models and their packs lie in a folder in `spill_dir` that is gone afterwards.
     """
     with contextlib.ExitStack() as stack:
-        folder = tempfile.TemporaryDirectory(dir=spill_dir, prefix=_PREFIX)
+        folder = tempfile.TemporaryDirectory(dir=spill_dir, prefix=PREFIX)
         ways = _ways(stack, Path(stack.enter_context(folder)), on_gpu=on_gpu)
         taken_s: list[list[float]] = [[] for _ in ways]
         # They take turns, so that others' load meets them alike.
@@ -69,7 +72,7 @@ def measure_overheads(spill_dir: Path, *, on_gpu: bool, seconds: float) -> Overh
             for way, taken in zip(ways, taken_s, strict=True):
                 taken.extend(way(seconds / len(ways) / _NUM_TURNS))
     # What other processes took is in the slower ones.
-    *decoding, few, many, experts_s = (
+    *decoding, few, many, experts_s, streamed_s = (
         statistics.quantiles(taken, n=4, method="inclusive")[0] for taken in taken_s
     )
     found = fit_overheads(decoding, layers=_LAYERS, rows=_ROWS)
@@ -78,23 +81,26 @@ def measure_overheads(spill_dir: Path, *, on_gpu: bool, seconds: float) -> Overh
         found,
         prompt_step_s=fit_prompts((few, many), found, layers=_LAYERS, num_prompts=_ROWS[1]),
         expert_s=max(0.0, experts_s - decoding[1]) / (_LAYERS[0] * met),
+        unit_s=max(0.0, streamed_s - decoding[3]) / _LAYERS[1],
     )
 
 
 def _ways(stack: contextlib.ExitStack, folder: Path, *, on_gpu: bool) -> list[_Way]:
     """Of (few layers, few rows), (few, many), (many, few) and (many, many); of prompts in few layers
-    and in many; of many rows in few layers with experts.
+    and in many; of many rows in few layers with experts, and in many that stream.
     """
 
-    def engine(name: str, config: Any) -> Engine:
-        return stack.enter_context(_engine(folder / name, config, on_gpu=on_gpu))
+    def engine(name: str, config: Any, place: _Place = _everything_resident) -> Engine:
+        return stack.enter_context(_engine(folder / name, config, place, on_gpu=on_gpu))
 
     dense = [engine(f"layers-{count}", _dense(count)) for count in _LAYERS]
     sparse = engine("experts", _with_experts(_LAYERS[0]))
+    streamed = engine("streamed", _dense(_LAYERS[1]), _all_layers_streamed)
     return [
         *(functools.partial(_sweeps_s, its, count) for its in dense for count in _ROWS),
         *(functools.partial(_prompt_sweeps_s, its) for its in dense),
         functools.partial(_sweeps_s, sparse, _ROWS[1]),
+        functools.partial(_sweeps_s, streamed, _ROWS[1]),
     ]
 
 
@@ -130,28 +136,30 @@ def fit_prompts(
     return max(0.0, of_layers - found.step_s) / num_prompts
 
 
-def _engine(folder: Path, config: Any, *, on_gpu: bool) -> Engine:
+def _engine(folder: Path, config: Any, place: _Place, *, on_gpu: bool) -> Engine:
     budgets = Budgets(
         gpu_bytes=_BUDGET_BYTES if on_gpu else 0,
         host_bytes=_BUDGET_BYTES,
         disk_bytes=_BUDGET_BYTES,
         spill_dir=folder / "spill",
     )
-    source = _write_model(folder / "model", config)
-    return Engine.load(source, budgets=budgets, policy=_everything_resident)
+    source = write_model(folder / "model", config)
+    return Engine.load(source, budgets=budgets, policy=place)
 
 
 def _sweeps_s(engine: Engine, num_rows: int, seconds: float) -> list[float]:
-    """Sweeps in which every row decodes, for that long."""
+    """Sweeps in which every row decodes, for that long, less what they wait for weights."""
     prompts = _prompts(num_rows, max_tokens=engine.max_context_tokens - _PROMPT_TOKENS)
     with _carrying(engine, prompts):
         taken_s: list[float] = []
         ends_s = time.perf_counter() + seconds
         while len(taken_s) < _LEAST_SWEEPS or time.perf_counter() < ends_s:
+            waited_s = engine.report().weights_waited_s
             started_s = time.perf_counter()
             if engine.sweep():
                 break  # the rows are at their longest
-            taken_s.append(time.perf_counter() - started_s)
+            swept_s = time.perf_counter() - started_s
+            taken_s.append(swept_s - (engine.report().weights_waited_s - waited_s))
     return taken_s
 
 
@@ -201,6 +209,12 @@ def _everything_resident(shape: ModelShape, budgets: Budgets) -> Policy:
     )
 
 
+def _all_layers_streamed(shape: ModelShape, budgets: Budgets) -> Policy:
+    resident = _everything_resident(shape, budgets)
+    streamed = tuple(Split.on(Tier.DISK, num_bytes) for num_bytes in shape.layer_bytes)
+    return dataclasses.replace(resident, layer_splits=streamed)
+
+
 def _dense(num_layers: int) -> Any:
     return transformers.LlamaConfig(**_common(num_layers))
 
@@ -226,13 +240,3 @@ def _common(num_layers: int) -> dict[str, Any]:
         "bos_token_id": 0,
         "eos_token_id": 1,
     }
-
-
-def _write_model(folder: Path, config: Any) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    config.save_pretrained(folder)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / SINGLE_FILE)
-    return folder

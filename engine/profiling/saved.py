@@ -1,35 +1,21 @@
 """A profile of this machine on disk: when it holds still, and when the machine is measured anew."""
 
-import datetime as dt
 import logging
 from pathlib import Path
 from typing import Final
 
 from engine.errors import HardwareError, RecordError
 from engine.memory.machine import this_machine
-from engine.planning.hardware import MOST_OTHERS_SHARE, Hardware, RateCurve
+from engine.planning.hardware import MOST_OTHERS_SHARE, Hardware
 from engine.planning.records import read_text, write_text
+from engine.profiling.description import hardware_of
 from engine.profiling.measure import FULL, QUICK, Progress, measure
-from engine.profiling.measurement import Figure, Measured
 
-_FORMAT: Final = "2"
+_FORMAT: Final = "3"
 """Of what is measured and how: raised when an old profile is none any more."""
 
 _EFFORT: Final = "effort"
 _IN_FULL: Final = "in full"
-_SPREADS: Final = {
-    "disk_read": Figure.DISK_READ,
-    "disk_write": Figure.DISK_WRITE,
-    "to_gpu_pinned_bytes_per_s": Figure.TO_GPU,
-    "to_gpu_plain_bytes_per_s": Figure.TO_GPU_PLAIN,
-    "from_gpu_bytes_per_s": Figure.TO_CPU,
-    "memory_bytes_per_s": Figure.MEMORY_READ,
-    "gemm": Figure.GEMM,
-    "attention_bytes_per_s": Figure.ATTENTION,
-    "expand_bytes_per_s": Figure.EXPANSION,
-    "elementwise_bytes_per_s": Figure.ELEMENTWISE,
-}
-
 _log = logging.getLogger(__name__)
 
 
@@ -87,57 +73,6 @@ def valid_for(spill_dir: Path, *, is_quick: bool) -> dict[str, str]:
         "spill folder": str(spill_dir.absolute()),
         _EFFORT: "quick" if is_quick else _IN_FULL,
     }
-
-
-def hardware_of(measured: Measured, versions: dict[str, str]) -> Hardware:
-    """What was measured, as a planner is told it."""
-    tier = "gpu" if measured.gpu_bytes else "cpu"
-    costs = measured.overheads[tier]
-    return Hardware(
-        name=versions.get("gpu") or versions["cpu"],
-        measured_on=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        versions=versions,
-        gpu_bytes=measured.gpu_bytes,
-        host_bytes=measured.host_bytes,
-        disk_bytes=measured.disk_bytes,
-        disk_read=_curve(measured, Figure.DISK_READ),
-        disk_write=_curve(measured, Figure.DISK_WRITE),
-        to_gpu_pinned_bytes_per_s=measured.rate(Figure.TO_GPU),
-        to_gpu_plain_bytes_per_s=measured.rate(Figure.TO_GPU_PLAIN),
-        from_gpu_bytes_per_s=measured.rate(Figure.TO_CPU),
-        memory_bytes_per_s=_rate(measured, Figure.MEMORY_READ, "cpu"),
-        gemm={kind: _curve(measured, Figure.GEMM, kind) for kind in measured.kinds(Figure.GEMM)},
-        attention_bytes_per_s={
-            kind: _curve(measured, Figure.ATTENTION, kind)
-            for kind in measured.kinds(Figure.ATTENTION)
-        },
-        expand_bytes_per_s={
-            kind: _rate(measured, Figure.EXPANSION, kind)
-            for kind in measured.kinds(Figure.EXPANSION)
-        },
-        elementwise_bytes_per_s={
-            kind: _rate(measured, Figure.ELEMENTWISE, kind)
-            for kind in measured.kinds(Figure.ELEMENTWISE)
-        },
-        layer_overhead_s=costs.step_s,
-        row_overhead_s=costs.row_s,
-        row_layer_overhead_s=costs.row_step_s,
-        sweep_overhead_s=costs.sweep_s,
-        prompt_layer_overhead_s=costs.prompt_step_s,
-        expert_overhead_s=costs.expert_s,
-        others_share=round(measured.others_share, 4),
-        spread={name: round(measured.spread(figure), 4) for name, figure in _SPREADS.items()},
-    )
-
-
-def _curve(measured: Measured, figure: Figure, kind: str = "") -> RateCurve:
-    return RateCurve(tuple((float(at), rate) for at, rate in measured.curve(figure, kind)))
-
-
-def _rate(measured: Measured, figure: Figure, kind: str) -> float:
-    rate = measured.rate(figure, kind)
-    assert rate is not None, "every machine is asked for it"
-    return rate
 
 
 def _saved(path: Path, spill_dir: Path, *, is_quick: bool) -> tuple[Hardware | None, str]:

@@ -48,7 +48,7 @@ def test_the_table_has_a_row_a_figure_and_curves_by_their_points(tmp_path: Path)
     assert "a layer's step 600 µs, a row 40 µs, a row's layer" in " ".join(text.split())
     assert "GB: 6 at 1:1, 1.5 at 4:1" in text
     assert "a prompt's layer 80 µs, an expert 100 µs" in " ".join(text.split())
-    assert text.count("±5%") == 12
+    assert text.count("±5%") == 17
     told = profile_text(hardware_here(tmp_path))
     assert "17.2 GB of host memory, 137.4 GB of disk may be used" in told
     assert "effort in full" in told

@@ -56,7 +56,7 @@ def test_a_corrected_machine_is_slower_by_the_factors_and_as_large_as_before() -
     assert found.attention_rate("cpu", "float16", 4) == 2 * attending
     before = T4_208GB.gemm_flops_per_s("gpu", "float16", 100)
     assert found.gemm_flops_per_s("gpu", "float16", 100) == pytest.approx(before / 1.6)
-    assert found.expand_rate("gpu", "int4", "float16") == 60e9 / 1.6
+    assert found.expand_rate("gpu", "int4", "float16", 100) == 60e9 / 1.6
     assert found.row_overhead_s == pytest.approx(1.6 * T4_208GB.row_overhead_s)
     slow = dataclasses.replace(T4_208GB, prompt_layer_overhead_s=1e-3, expert_overhead_s=2e-3)
     slower = dataclasses.replace(NONE, terms=terms).applied_to(slow)

@@ -79,7 +79,7 @@ def test_a_machine_comes_back_from_json(name: str) -> None:
     ("old", "new", "message"),
     [
         ('"gpu_bytes"', '"gpu_byte"', "no field gpu_byte"),
-        ('"version": 2', '"version": 1', "version 2, this one 1"),
+        ('"version": 3', '"version": 2', "version 3, this one 2"),
         ('"host_bytes": 68719476736', '"host_bytes": "much"', "host_bytes cannot be 'much'"),
         ('  "disk_bytes": 1000000000000,\n', "", "lacks disk_bytes"),
         ("{", "[", "not"),
@@ -234,8 +234,8 @@ def test_a_head_is_computed_in_float32_on_a_cpu_whatever_layers_are() -> None:
     model = dataclasses.replace(MODEL, hardware=dataclasses.replace(MACHINE, gemm=rates))
     policy = policy_of(compute_dtype="bfloat16")
     assert roofline.head_s(model, policy, decoding(100)) == pytest.approx(2 * 5e6 * 100 / 1e11)
-    assert roofline.head_expand_s(model, policy) == pytest.approx(2e7 / 5e9)
-    assert roofline.head_expand_s(MODEL, policy_of()) == 0.0
+    assert roofline.head_expand_s(model, policy, decoding(100)) == pytest.approx(2e7 / 5e9)
+    assert roofline.head_expand_s(MODEL, policy_of(), decoding(100)) == 0.0
 
 
 def test_each_prompt_and_each_expert_that_has_tokens_costs_something_in_each_layer() -> None:
@@ -251,8 +251,19 @@ def test_each_prompt_and_each_expert_that_has_tokens_costs_something_in_each_lay
     # Four tokens in two micro-batches: two tokens of each meet 8 * (1 - 0.75**2) experts.
     in_experts = 2 * 8 * (1 - 0.75**2) * 1e-2
     dense = 2 * 1e-3
-    assert roofline.overhead_s(model, cut, load, layer=0) == pytest.approx(dense + in_experts)
-    assert roofline.overhead_s(model, cut, load, layer=1) == pytest.approx(dense)
+
+    def overhead_s(model: Model, layer: int) -> float:
+        return roofline.overhead_s(model, cut, load, layer=layer, num_units=3, read_s=0.5)
+
+    assert overhead_s(model, 0) == pytest.approx(dense + in_experts)
+    assert overhead_s(model, 1) == pytest.approx(dense)
+    products = dataclasses.replace(work, layer_products=(5, 4, 4, 4), expert_products=(2, 0, 0, 0))
+    machine = dataclasses.replace(
+        machine, product_overhead_s=1e-5, unit_overhead_s=1e-4, lost_beside_reads=0.1
+    )
+    model = dataclasses.replace(model, hardware=machine, work=products)
+    more_s = 3 * 1e-4 + 0.1 * 0.5 + 2 * (5 + 8 * (1 - 0.75**2) * 2) * 1e-5
+    assert overhead_s(model, 0) == pytest.approx(dense + in_experts + more_s)
     attended = [
         roofline.attention_s(each, cut, load, layer=1, tier=Tier.CPU, share=1.0)
         for each in (model, MODEL)
@@ -265,8 +276,67 @@ def test_stored_weights_are_expanded_once_for_each_micro_batch() -> None:
     tensors = tuple(
         dataclasses.replace(tensor, stored_dtype="bfloat16") for tensor in SHAPE.layers[0]
     )
-    assert roofline.expand_s(MODEL, policy_of(), tensors, 3) == pytest.approx(3 * 16e6 / 5e9)
-    assert roofline.expand_s(MODEL, policy_of(), SHAPE.layers[0], 3) == 0.0
+    thrice, load = policy_of(micro_batch_tokens=34), decoding(100)
+    for share in (0.0, 1.0):
+        found = roofline.expand_s(MODEL, thrice, load, tensors, streamed_share=share)
+        assert found == pytest.approx(3 * 16e6 / 5e9)
+        same = roofline.expand_s(MODEL, thrice, load, SHAPE.layers[0], streamed_share=share)
+        assert same == 0.0
+
+
+def _laying_out(**changes: object) -> Model:
+    """Where weights in compute dtype are laid out too, the slower the more rows there are."""
+    rates = {
+        **MACHINE.expand_bytes_per_s,
+        "cpu/float32->float32": RateCurve(((1.0, 8e9), (100.0, 4e9))),
+    }
+    hardware = dataclasses.replace(MACHINE, expand_bytes_per_s=rates)
+    work = dataclasses.replace(MODEL.work, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(MODEL, hardware=hardware, work=work)
+
+
+def test_streamed_weights_are_laid_out_where_that_takes_time() -> None:
+    model, policy = _laying_out(), policy_of()
+    for share in (0.0, 0.5):
+        found = roofline.expand_s(
+            model, policy, decoding(100), SHAPE.layers[0], streamed_share=share
+        )
+        assert found == pytest.approx(share * 16e6 / 4e9)
+    assert roofline.head_expand_s(model, policy, decoding(100)) == pytest.approx(2e7 / 4e9)
+
+
+def test_experts_are_laid_out_wherever_they_are_and_as_many_as_have_tokens() -> None:
+    model = _laying_out(expert_elements=(4_000_000, 0, 0, 0), expert_share=0.01, num_experts=200)
+    stacks = tuple(dataclasses.replace(tensor, is_stack=True) for tensor in SHAPE.layers[0])
+    found = roofline.expand_s(model, policy_of(), decoding(100), stacks, streamed_share=0.0)
+    # A hundred tokens at two each of 200: one row for each expert that has any.
+    assert found == pytest.approx((1 - 0.99**100) * 16e6 / 8e9)
+
+
+def test_what_takes_fewer_bytes_in_compute_dtype_stays_ready() -> None:
+    """A float32 weight that bfloat16 is computed from is kept as bfloat16; the other way round it is
+    not."""
+    rates = {"cpu/float32->bfloat16": RateCurve.flat(4e9)}
+    model = dataclasses.replace(
+        MODEL,
+        hardware=dataclasses.replace(MACHINE, expand_bytes_per_s=rates),
+        shape=dataclasses.replace(SHAPE, compute_itemsize=2),
+    )
+    policy = policy_of(compute_dtype="bfloat16")
+    wide = (dataclasses.replace(SHAPE.layers[0][0], stored_dtype="float32"),)
+    for share in (0.0, 0.5):
+        found = roofline.expand_s(model, policy, decoding(100), wide, streamed_share=share)
+        assert found == pytest.approx(share * 4e6 / 4e9)
+
+
+def test_prompts_attend_at_the_rate_of_their_length_where_that_is_known() -> None:
+    load = dataclasses.replace(
+        decoding(0), prompt_tokens=64.0, prompt_length=64.0, prompt_pairs=32.5
+    )
+    machine = dataclasses.replace(MACHINE, prompt_flops_per_s={"cpu/float32": RateCurve.flat(2e9)})
+    model = dataclasses.replace(MODEL, hardware=machine)
+    found = roofline.attention_s(model, policy_of(), load, layer=0, tier=Tier.CPU, share=1.0)
+    assert found == pytest.approx(MODEL.work.attention_flops(1) * 32.5 * 64 / 2e9)
 
 
 def test_rows_live_on_the_fastest_tier_that_has_room() -> None:

@@ -15,21 +15,26 @@ import pytest
 from engine.errors import EngineError, HardwareError
 from engine.planning.hardware import MOST_OTHERS_SHARE, Hardware, RateCurve
 from engine.profiling import saved
+from engine.profiling.description import hardware_of
 from engine.profiling.measure import Effort, measure
 from engine.profiling.measurement import Figure, Measured
 from engine.profiling.others import OthersWatch
 from engine.profiling.overheads import Overheads, fit_overheads, fit_prompts
-from engine.profiling.saved import hardware_of, measured_or_saved, read_hardware
+from engine.profiling.probe import Probe
+from engine.profiling.saved import measured_or_saved, read_hardware
 from tests.support.profiles import MEASURED, hardware_here
 
 LEAST = Effort(
     seconds=0.0,
     overhead_s=0.0,
     gemm_rows=(1, 4),
+    expanding_rows=(1, 4),
     heads_per_key=(1, 4),
     request_bytes=(2**16, 2**18),
     file_bytes=2**20,
     scanned_bytes=2**20,
+    prompt_tokens=(8, 16),
+    probe=Probe(layers=1, hidden=64, rows=2, prompt_tokens=8, output_tokens=3, rounds=1),
 )
 
 
@@ -47,7 +52,10 @@ def test_all_that_a_plan_asks_is_measured_and_told_step_by_step(tmp_path: Path) 
         assert [heads for heads, _ in found] == [1, 4]
         assert hardware.attention_rate("cpu", dtype, 2) > 0
     assert 0 <= hardware.others_share <= 1
-    assert hardware.expand_rate("cpu", "bfloat16", "float32") > 0
+    assert hardware.expand_rate("cpu", "bfloat16", "float32", 2) > 0
+    assert hardware.prompt_rate("cpu", "float32", 12) > 0
+    assert [at for at, _ in measured.curve(Figure.PROMPTS, "cpu/bfloat16")] == [8, 16]
+    assert set(measured.factors) == {"attention", "compute"}
     assert hardware.gemm_flops_per_s("cpu", "float32", 2) > 0
     assert hardware.elementwise_rate("cpu", "bfloat16") > 0
     assert hardware.disk_read.at(2**17) > 0
@@ -177,7 +185,7 @@ def test_a_planner_is_told_what_was_measured(tmp_path: Path) -> None:
     assert hardware.host_bytes == 2**34
     assert hardware.disk_read == RateCurve(((2.0**16, 1e9), (2.0**20, 1e9), (2.0**25, 1e9)))
     assert hardware.gemm_flops_per_s("cpu", "float32", 64) == 56e9
-    assert hardware.expand_rate("cpu", "float16", "bfloat16") == 2e9
+    assert hardware.expand_rate("cpu", "float16", "bfloat16", 8) == 2e9
     assert hardware.elementwise_rate("cpu", "float32") == 1.2e10
     assert hardware.attention_rate("cpu", "float32", 1) == 6e9
     assert hardware.attention_rate("cpu", "bfloat16", 4) == 1.25e9
@@ -185,7 +193,20 @@ def test_a_planner_is_told_what_was_measured(tmp_path: Path) -> None:
     assert hardware.layer_overhead_s == 6e-4
     assert (hardware.row_overhead_s, hardware.row_layer_overhead_s) == (4e-5, 5e-6)
     assert (hardware.prompt_layer_overhead_s, hardware.expert_overhead_s) == (8e-5, 1e-4)
+    assert (hardware.product_overhead_s, hardware.unit_overhead_s) == (1e-5, 2e-4)
+    assert hardware.prompt_rate("cpu", "float32", 64) == 3e10
+    assert hardware.lost_beside_reads == 0.1
     assert hardware.spread["gemm"] == 0.1
+
+
+def test_a_run_that_took_longer_makes_every_rate_slower() -> None:
+    measured = dataclasses.replace(MEASURED, factors={"compute": 1.25, "attention": 2.0})
+    called, run = (hardware_of(each, {"cpu": "this one"}) for each in (MEASURED, measured))
+    assert run.gemm_flops_per_s("cpu", "float32", 64) == pytest.approx(56e9 / 1.25)
+    assert run.expand_rate("cpu", "bfloat16", "float32", 64) == pytest.approx(1.5e10 / 1.25)
+    assert run.layer_overhead_s == pytest.approx(6e-4 * 1.25)
+    assert run.prompt_rate("cpu", "float32", 64) == called.prompt_rate("cpu", "float32", 64) / 2
+    assert run.disk_read == called.disk_read
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -237,5 +258,5 @@ def test_a_profile_taken_beside_others_is_used_said_so_and_taken_again(
 def test_a_file_that_describes_no_machine_is_named(tmp_path: Path) -> None:
     path = tmp_path / "machine.json"
     path.write_text("{}")
-    with pytest.raises(HardwareError, match=r"machine\.json: a hardware file has version 2"):
+    with pytest.raises(HardwareError, match=r"machine\.json: a hardware file has version 3"):
         read_hardware(path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.compute import rates
+from engine.compute.segments import Segment
 from engine.memory import links
 from engine.memory.kv_cache import KVCache, KVShape
 from engine.memory.links import disk_rates, memory_read_rate
@@ -84,8 +85,24 @@ def test_products_and_attention_count_what_they_do(
     for heads_per_key in (1, 4):
         rates.attention_rate(heads_per_key=heads_per_key, dtype=dtype, device=CPU, seconds=0.0)
     assert amounts[2:4] == [32 * 512 * 4 * (64 + 64) * dtype.itemsize] * 2
-    rates.expansion_rate(dtype, dtype=torch.float64, device=CPU, seconds=0.0)
-    assert amounts[4] == 2**20 * dtype.itemsize
+    (rate,) = rates.expansion_rates([4], dtype, dtype=dtype, device=CPU, seconds=0.0)
+    assert (rate.rows, amounts[4:]) == (4, [1.0] * 6)
+    # Two that take as long are told apart by as little as can be.
+    assert rate.rate.per_s == pytest.approx(1024 * 1024 * dtype.itemsize / 0.02)
+    prompts = rates.prompt_rate(16, dtype=dtype, device=CPU, seconds=0.0)
+    pairs = 16 * 17 // 2 - 4 * 5 // 2
+    assert prompts.per_s == pytest.approx(4 * pairs * 8 * 4 * 64 / 0.02)
+
+
+def test_what_reads_beside_take_is_a_share(tmp_path: Path) -> None:
+    lost = rates.lost_beside_reads(tmp_path, request_bytes=2**18, file_bytes=2**20, seconds=0.0)
+    assert 0.0 <= lost < 1.0
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="gone"):
+        rates.lost_beside_reads(
+            tmp_path / "gone", request_bytes=2**18, file_bytes=2**20, seconds=0.0
+        )
+    assert rates.product_overhead_s(seconds=0.0) >= 0.0
 
 
 def test_rows_that_attend_lie_beside_each_other_and_see_all_of_their_context() -> None:
@@ -94,7 +111,8 @@ def test_rows_that_attend_lie_beside_each_other_and_see_all_of_their_context() -
         budget_bytes=8 * 3 * 512,
         dtype=torch.float32,
     )
-    packing = rates._decoding(cache, 3)
+    segments = [Segment(start=at, num_tokens=1, past=511, slot=512 * at) for at in range(3)]
+    packing = rates._packing(cache, segments)
     assert packing.attended(None).num_cached == packing.num_slots == 3 * 512
     assert packing.slots.tolist() == [511, 1023, 1535]
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from engine.memory.stopwatch import Rate
 from engine.planning.hardware import Hardware
+from engine.profiling.description import hardware_of
 from engine.profiling.measurement import Figure, Measured, Measurement
 from engine.profiling.overheads import Overheads
-from engine.profiling.saved import hardware_of, valid_for
+from engine.profiling.saved import valid_for
 
 
 def _one(figure: Figure, per_s: float, kind: str = "", at: int | None = None) -> Measurement:
@@ -25,9 +26,13 @@ MEASURED = Measured(
         *(_one(Figure.GEMM, 9e9 * rows**0.5, "cpu/bfloat16", rows) for rows in (1, 8, 64, 512)),
         *(_one(Figure.ATTENTION, 6e9 / heads, "cpu/float32", heads) for heads in (1, 4)),
         *(_one(Figure.ATTENTION, 5e9 / heads, "cpu/bfloat16", heads) for heads in (1, 4)),
-        _one(Figure.EXPANSION, 1.5e10, "cpu/bfloat16->float32"),
-        _one(Figure.EXPANSION, 1.5e10, "cpu/float16->float32"),
-        _one(Figure.EXPANSION, 2e9, "cpu/float16->bfloat16"),
+        *(_one(Figure.PROMPTS, 3e10, f"cpu/{kind}", at=64) for kind in ("float32", "bfloat16")),
+        _one(Figure.EXPANSION, 3e10, "cpu/float32->float32", at=32),
+        _one(Figure.EXPANSION, 1.5e10, "cpu/bfloat16->float32", at=32),
+        _one(Figure.EXPANSION, 1.5e10, "cpu/float16->float32", at=32),
+        _one(Figure.EXPANSION, 2e10, "cpu/float32->bfloat16", at=32),
+        _one(Figure.EXPANSION, 2e10, "cpu/bfloat16->bfloat16", at=32),
+        _one(Figure.EXPANSION, 2e9, "cpu/float16->bfloat16", at=32),
         _one(Figure.ELEMENTWISE, 1.2e10, "cpu/float32"),
         _one(Figure.ELEMENTWISE, 8e9, "cpu/bfloat16"),
     ),
@@ -39,6 +44,9 @@ MEASURED = Measured(
             row_step_s=5e-6,
             prompt_step_s=8e-5,
             expert_s=1e-4,
+            unit_s=2e-4,
+            product_s=1e-5,
+            lost_beside_reads=0.1,
         )
     },
 )

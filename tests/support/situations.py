@@ -38,7 +38,7 @@ MACHINE: Final = Hardware(
         "gpu/float32": RateCurve.flat(200e9),
         "gpu/bfloat16": RateCurve.flat(200e9),
     },
-    expand_bytes_per_s={"cpu/bfloat16->float32": 5e9},
+    expand_bytes_per_s={"cpu/bfloat16->float32": RateCurve.flat(5e9)},
     elementwise_bytes_per_s={
         "cpu/float32": 10e9,
         "cpu/bfloat16": 10e9,
@@ -96,6 +96,8 @@ def work_of(shape: ModelShape) -> Work:
         expert_elements=(0,) * layers,
         expert_share=1.0,
         layer_values=(0,) * layers,
+        layer_products=(4,) * layers,
+        expert_products=(0,) * layers,
     )
 
 

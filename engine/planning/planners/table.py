@@ -205,10 +205,33 @@ class Table:
                 per_byte = roofline.bus_s(model.hardware, 1.0)
                 bus += total * per_byte
                 bus_columns[near] = -granule * per_byte
+            laid_out_s = self._laid_out_s(group) * group.count
+            compute += laid_out_s
+            compute_columns[near] = -laid_out_s * group.granule_bytes / group.num_bytes
+        lost = roofline.lost_s(model, base, 1.0)
+        compute += lost * disk
+        for column, per_granule in disk_columns.items():
+            compute_columns[column] = compute_columns.get(column, 0.0) + lost * per_granule
         beside_columns: dict[int, float] = {}
         self._add_attention(compute_columns, beside_columns, bus_columns, disk_columns)
         lanes = [(disk, disk_columns), (bus, bus_columns), (compute, compute_columns)]
         return [*lanes, (0.0, beside_columns)] if beside_columns else lanes
+
+    def _laid_out_s(self, group: Group) -> float:
+        """What all of one run's tensors cost more where they stream than where they reside."""
+        if group.name == "head":
+            return 0.0
+        streamed_s, resident_s = (
+            roofline.expand_s(
+                self._model,
+                self._candidate.base,
+                self._candidate.load,
+                group.tensors,
+                streamed_share=share,
+            )
+            for share in (1.0, 0.0)
+        )
+        return streamed_s - resident_s
 
     def _read_bytes(self, group: Group) -> int:
         """At once: a unit, or a layer, or a tile of the head. A part that resides is not read with
