@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 import json
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Self, TypeVar
 
@@ -44,11 +45,10 @@ class RateCurve:
 
     def at(self, size: float) -> float:
         """The rate at `size`: both on log scales between two points, the end's outside them."""
-        sizes = [each for each, _ in self.points]
-        right = bisect.bisect_left(sizes, size)
+        right = bisect.bisect_left(self.points, size, key=operator.itemgetter(0))
         if right == 0:
             return self.points[0][1]
-        if right == len(sizes):
+        if right == len(self.points):
             return self.points[-1][1]
         (low, low_rate), (high, high_rate) = self.points[right - 1 : right + 1]
         share = math.log(size / low) / math.log(high / low)

@@ -213,13 +213,17 @@ def _copy(figure: Figure, effort: Effort, *, to_gpu: bool, pinned: bool) -> list
 
 def _gemm(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Measurement]:
     kind = kind_of(device, dtype)
-    rows = effort.gemm_rows
-    if (device, dtype) == (_CPU, torch.float16):
-        rows = tuple(each for each in rows if each <= _MOST_SLOW_ROWS)
+    rows = _bearable(effort.gemm_rows, device, dtype)
     rates = gemm_rates(rows, dtype=dtype, device=device, seconds=effort.seconds)
     return [
         Measurement(figure=Figure.GEMM, kind=kind, at=each.rows, rate=each.rate) for each in rates
     ]
+
+
+def _bearable(rows: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[int, ...]:
+    if (device, dtype) != (_CPU, torch.float16):
+        return rows
+    return tuple(each for each in rows if each <= _MOST_SLOW_ROWS)
 
 
 def _attention(device: torch.device, dtype: torch.dtype, effort: Effort) -> list[Measurement]:
@@ -256,9 +260,8 @@ def _elementwise(device: torch.device, dtype: torch.dtype, effort: Effort) -> li
 def _expansion(
     device: torch.device, dtype: torch.dtype, stored: torch.dtype, effort: Effort
 ) -> list[Measurement]:
-    rates = expansion_rates(
-        effort.expanding_rows, stored, dtype=dtype, device=device, seconds=effort.seconds
-    )
+    rows = _bearable(effort.expanding_rows, device, dtype)
+    rates = expansion_rates(rows, stored, dtype=dtype, device=device, seconds=effort.seconds)
     kind = f"{kind_of(device, stored)}->{_name(dtype)}"
     return [
         Measurement(figure=Figure.EXPANSION, kind=kind, at=each.rows, rate=each.rate)
