@@ -45,6 +45,8 @@ class Contenders:
     headroom_bytes: int
     block_rows: int
     sweep_tokens: int | None
+    profile: Path | None
+    """Of this machine, for a planner that asks for it."""
 
     @property
     def checkpoint(self) -> Path:
@@ -79,6 +81,7 @@ class Contenders:
             "checkpoint": str(self.checkpoint),
             "spill_dir": str(self.spill_dir),
             "planner": self.planner,
+            "profile": str(self.profile) if self.profile else None,
             "limit_bytes": limit_bytes,
             "headroom_bytes": self.headroom_bytes,
             "block_rows": min(self.block_rows, len(workload.requests)),

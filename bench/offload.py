@@ -11,7 +11,10 @@ change between repetitions or a request got another number of tokens than it ask
 """
 
 import argparse
+import functools
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from bench.figures import Ceilings, Row, table
 from bench.legs.job import Job
 from bench.llama_shape import LlamaShape, add_shape_arguments
 from bench.memory_group import MemoryGroup, NoMemoryGroupError
-from bench.peers import DEFAULT_CACHE, absolute
+from bench.peers import DEFAULT_CACHE, ROOT, absolute
 from bench.runner import Bench, Ending, Outcome, usable_cpus
 from bench.workloads import WORKLOADS, Sizes, Workload
 
@@ -122,7 +125,19 @@ def make_contenders(arguments: argparse.Namespace) -> Contenders:
         headroom_bytes=arguments.headroom_mib * 2**20,
         block_rows=arguments.block_rows,
         sweep_tokens=arguments.sweep_tokens,
+        profile=_profile(arguments.cache) if arguments.planner == "milp" else None,
     )
+
+
+@functools.cache
+def _profile(cache: Path) -> Path:
+    """Of the machine at hand, measured once, in a process of its own."""
+    path = cache / "machine.json"
+    if not path.exists():
+        command = [sys.executable, "-m", "cli.main", "profile", "--out", str(path)]
+        environment = {**os.environ, "FREIGHT_STATE_DIR": str(cache / "state")}
+        subprocess.run(command, check=True, env=environment, cwd=ROOT)
+    return path
 
 
 def make_workloads(arguments: argparse.Namespace) -> list[Workload]:
@@ -211,7 +226,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--leg-limit", type=float, default=300, help="seconds, loading included")
     parser.add_argument("--cpus", type=_cpus, default=usable_cpus(2), help="such as 0,1")
     parser.add_argument("--json", type=Path, help="every outcome, a line each")
-    parser.add_argument("--planner", default="fixed")
+    parser.add_argument("--planner", default="milp", choices=("fixed", "milp"))
     parser.add_argument("--headroom-mib", type=int, default=96, help="beside Freight's budget")
     parser.add_argument("--freight-dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--block-rows", type=int, default=64, help="of Freight, at most")

@@ -27,12 +27,11 @@ from bench.planner_cases import (
     prompts_of,
     requests_of,
     spread_out,
-    workload_of,
     write_model,
 )
 from bench.planner_figures import Ran, best_alternatives, grid_table, table
 from bench.planner_grid import alternatives, interleaved
-from bench.workloads import Request, Sizes
+from bench.workloads import Request, Sizes, workload_of
 from engine.config import Budgets, Prompt, Sampling
 from engine.engine import Engine
 from engine.foresight import Foresight, foresee

@@ -1,6 +1,5 @@
 """What the planner is held to: seeded models, jobs, and budgets by how far weights outgrow them."""
 
-import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -127,22 +126,6 @@ def write_model(cache: Path, case: Case, scale: Scale, *, seed: int) -> Path:
 
 def requests_of(case: Case, sizes: Sizes) -> tuple[Request, ...]:
     return WORKLOADS[case.job](sizes, VOCAB_SIZE).requests
-
-
-def workload_of(requests: Sequence[Request]) -> planning.Workload:
-    """The lengths that really run, each as often as it comes."""
-    counted = collections.Counter((len(each.token_ids), each.max_tokens) for each in requests)
-    return planning.Workload.of(
-        [
-            planning.Request(
-                num_prompt_tokens=prompt,
-                num_output_tokens=output,
-                max_output_tokens=output,
-                count=count,
-            )
-            for (prompt, output), count in counted.items()
-        ]
-    )
 
 
 def prompts_of(requests: Sequence[Request]) -> list[Prompt]:

@@ -1,12 +1,15 @@
 """The jobs of the benchmarks: seeded prompts as token ids, with how many tokens each is to get."""
 
 import argparse
+import collections
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Self
+
+from engine.planning import workload as planning
 
 _FIRST_TOKEN: Final = 2  # 0 and 1 begin and end a sequence
 
@@ -112,3 +115,19 @@ def _tokens(draw: random.Random, vocab: int, count: int) -> tuple[int, ...]:
 WORKLOADS: Final[Mapping[str, Callable[[Sizes, int], Workload]]] = MappingProxyType(
     {"uniform": uniform, "ragged": ragged, "prefix": prefix}
 )
+
+
+def workload_of(requests: Sequence[Request]) -> planning.Workload:
+    """The lengths that really run, each as often as it comes."""
+    counted = collections.Counter((len(each.token_ids), each.max_tokens) for each in requests)
+    return planning.Workload.of(
+        [
+            planning.Request(
+                num_prompt_tokens=prompt,
+                num_output_tokens=output,
+                max_output_tokens=output,
+                count=count,
+            )
+            for (prompt, output), count in counted.items()
+        ]
+    )

@@ -18,10 +18,10 @@ from bench.planner_cases import (
     requests_of,
     spread_out,
     weight_bytes,
-    workload_of,
 )
 from bench.planner_figures import Ran, best_alternatives, grid_table, largest_miss, table
 from bench.planner_grid import alternatives, interleaved
+from bench.workloads import workload_of
 from engine.planning.cost import check_budgets
 from engine.planning.planners.base import Wishes
 from engine.planning.planners.milp import plan_milp
