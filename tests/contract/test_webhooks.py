@@ -231,7 +231,7 @@ def test_a_wrong_webhook_is_refused_by_name(
 
 
 def test_the_thread_sends_until_it_is_stopped(box: Box, receiver: Receiver) -> None:
-    thread = sender(box, receiver)
+    thread = sender(box, receiver, first_wait_s=15.0)
     thread.start()
     with contextlib.ExitStack() as stack:
         stack.callback(thread.stop)
