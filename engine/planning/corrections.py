@@ -10,6 +10,11 @@ from engine.planning.hardware import Hardware
 DISK, BUS, ATTENTION, COMPUTE = "disk read", "bus", "attention", "compute"
 """The terms: what can be told apart in a run. Compute is all of it but attention, overheads too."""
 
+EXPANSION: Final = "expansion"
+"""Of compute, what turns stored weights to another dtype: a part that no run tells from the rest, but
+runs that differ in nothing else do.
+"""
+
 LEAST: Final = 0.5
 MOST: Final = 2.0
 _RATE: Final = 0.25
@@ -38,6 +43,7 @@ class Corrections:
         """The machine as runs have found it."""
         disk, bus = self.factor(DISK), self.factor(BUS)
         attention, compute = self.factor(ATTENTION), self.factor(COMPUTE)
+        expansion = self.factor(EXPANSION)
         return dataclasses.replace(
             hardware,
             disk_read=hardware.disk_read.scaled(1 / disk),
@@ -53,7 +59,7 @@ class Corrections:
                 for kind, curve in hardware.prompt_flops_per_s.items()
             },
             expand_bytes_per_s={
-                kind: curve.scaled(1 / compute)
+                kind: curve.scaled(1 / (compute * (expansion if _is_turned(kind) else 1.0)))
                 for kind, curve in hardware.expand_bytes_per_s.items()
             },
             elementwise_bytes_per_s={
@@ -83,6 +89,12 @@ class Corrections:
                     num_runs=old.num_runs + 1,
                 )
         return dataclasses.replace(self, terms=dict(sorted(terms.items())))
+
+
+def _is_turned(kind: str) -> bool:
+    """Whether "cpu/bfloat16->float32" and the like are of two dtypes."""
+    stored, _, computed = kind.partition("/")[2].partition("->")
+    return stored != computed
 
 
 def _bounded(factor: float) -> float:

@@ -52,15 +52,12 @@ def steady_load(workload: Workload, *, rows: float, sweep_tokens: int) -> Load:
 def load_of(workload: Workload, *, rows: float, prompt_tokens: float, live_tokens: float) -> Load:
     """Of so many rows and tokens of that workload's kind."""
     own = workload.mean_own_tokens
-    pairs = workload.mean(
-        lambda each: each.num_own_tokens * (each.num_shared_tokens + (each.num_own_tokens + 1) / 2)
-    )
     return Load(
         rows=rows,
         prompt_tokens=prompt_tokens,
         live_tokens=live_tokens,
         context_tokens=workload.mean_context_tokens,
-        prompt_pairs=pairs / own,
+        prompt_pairs=workload.mean_prompt_pairs / own,
         prompt_length=own,
     )
 

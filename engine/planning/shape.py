@@ -54,15 +54,15 @@ class ModelShape:
     kv_layer_bytes_per_token: int = 0
     lookup_bytes_per_token: int = 0
     widened_bytes_per_token: int = 0
+    layer_bytes: tuple[int, ...] = dataclasses.field(init=False, repr=False, compare=False)
+    """Placeable stored bytes of each layer."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layer_bytes", tuple(map(total_bytes, self.layers)))
 
     @property
     def num_layers(self) -> int:
         return len(self.layers)
-
-    @property
-    def layer_bytes(self) -> tuple[int, ...]:
-        """Placeable stored bytes of each layer."""
-        return tuple(total_bytes(tensors) for tensors in self.layers)
 
     @property
     def head_tensors(self) -> tuple[Placeable, ...]:

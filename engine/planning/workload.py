@@ -1,6 +1,7 @@
 """What is waiting to be run, as lengths and how often each comes; knows no file and no tokens."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -37,7 +38,7 @@ class Request:
         return self.num_prompt_tokens - self.num_shared_tokens
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)  # no slots: means are kept
 class Workload:
     """`num_rows` rows in all, distributed as `requests` are by their counts."""
 
@@ -84,25 +85,25 @@ class Workload:
                 return each
         return pairs[-1][0]
 
-    @property
+    @functools.cached_property
     def mean_prompt_tokens(self) -> float:
         return self.mean(lambda request: request.num_prompt_tokens)
 
-    @property
+    @functools.cached_property
     def mean_own_tokens(self) -> float:
         """Prompt tokens that a row computes for itself."""
         return self.mean(lambda request: request.num_own_tokens)
 
-    @property
+    @functools.cached_property
     def mean_output_tokens(self) -> float:
         return self.mean(lambda request: request.num_output_tokens)
 
-    @property
+    @functools.cached_property
     def prompt_tokens_per_output(self) -> float:
         """Prompt tokens that a sweep computes for each it generates, in steady state."""
         return self.mean_own_tokens / self.mean_output_tokens
 
-    @property
+    @functools.cached_property
     def mean_live_tokens(self) -> float:
         """Cached tokens of its own of a row that is seen running at any time.
 
@@ -111,17 +112,26 @@ class Workload:
         """
         return self._over_life(lambda each: each.num_own_tokens + each.num_output_tokens / 2)
 
-    @property
+    @functools.cached_property
     def mean_context_tokens(self) -> float:
         """What a row that is seen running attends to: its shared tokens too."""
         return self._over_life(lambda each: each.num_prompt_tokens + each.num_output_tokens / 2)
 
-    @property
+    @functools.cached_property
+    def mean_prompt_pairs(self) -> float:
+        """What a row's own prompt tokens attend to, themselves among it, one by one: the sum."""
+        return self.mean(
+            lambda each: (
+                each.num_own_tokens * (each.num_shared_tokens + (each.num_own_tokens + 1) / 2)
+            )
+        )
+
+    @functools.cached_property
     def num_kept_once_tokens(self) -> int:
         """An upper bound of tokens kept once for all rows: the longest shared part."""
         return max(request.num_shared_tokens for request in self.requests)
 
-    @property
+    @functools.cached_property
     def longest_tokens(self) -> int:
         """Prompt and output of the longest row that is allowed."""
         return max(each.num_prompt_tokens + each.max_output_tokens for each in self.requests)

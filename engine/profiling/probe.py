@@ -3,19 +3,27 @@ kernels take in a run than in a loop of nothing else.
 """
 
 import dataclasses
+import functools
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+import torch
 import transformers
 
 from engine.config import Budgets, Prompt, Sampling
 from engine.engine import Engine
 from engine.foresight import foresee
-from engine.planning.corrections import ATTENTION, COMPUTE
+from engine.planning.corrections import (
+    ATTENTION,
+    COMPUTE,
+    EXPANSION,
+    Correction,
+    Corrections,
+)
 from engine.planning.hardware import Hardware
 from engine.planning.load import Load
 from engine.planning.policy import Policy, Split, Tier
@@ -47,15 +55,61 @@ class Probe:
     rounds: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What was foreseen of each sweep, and what each round reports of all of them."""
+
+    foreseen: list[SweepTerms]
+    rounds: list[Report]
+
+    def foreseen_s(self, *names: str) -> float:
+        return sum(terms.as_dict()[name] for terms in self.foreseen for name in names)
+
+    @property
+    def all_s(self) -> float:
+        return sum(sum(terms.as_dict().values()) for terms in self.foreseen)
+
+    def median(self, value: Callable[[Report], float]) -> float:
+        """Within bounds."""
+        return min(_MOST, max(_LEAST, statistics.median(map(value, self.rounds))))
+
+
 def factors_of(
     hardware: Hardware, spill_dir: Path, probe: Probe, *, on_gpu: bool
 ) -> Mapping[str, float]:
     """By term, how many times as long a run takes as `hardware` foresees: the median round's.
 
-    The seeded model lies in a folder in `spill_dir` that is gone afterwards.
+    On a CPU a second model, alike but stored in fewer bits, tells what turning its weights takes. A
+    seeded model lies in a folder in `spill_dir` that is gone afterwards.
     """
+    run = functools.partial(_found, spill_dir=spill_dir, probe=probe, on_gpu=on_gpu)
+    ready = run(hardware, stored=torch.float32)
+    if on_gpu:
+        # Attention is part of what its layers take.
+        factor = ready.median(lambda report: report.sweep_s / ready.all_s)
+        return MappingProxyType({ATTENTION: factor, COMPUTE: factor})
+    attention_s = ready.foreseen_s("attention_s")
+    others_s = ready.all_s - attention_s
+    factors = {
+        ATTENTION: ready.median(lambda report: _attended_s(report) / attention_s),
+        COMPUTE: ready.median(lambda report: (report.sweep_s - _attended_s(report)) / others_s),
+    }
+    terms = {term: Correction(factor=factor) for term, factor in factors.items()}
+    corrected = Corrections(measured_on=hardware.measured_on, terms=terms).applied_to(hardware)
+    turned = run(corrected, stored=torch.bfloat16)
+    turning_s = turned.foreseen_s("expand_s")
+    others_s = turned.all_s - turned.foreseen_s("attention_s", "expand_s")
+    factors[EXPANSION] = turned.median(
+        lambda report: (report.sweep_s - _attended_s(report) - others_s) / turning_s
+    )
+    return MappingProxyType(factors)
+
+
+def _found(
+    hardware: Hardware, *, spill_dir: Path, probe: Probe, on_gpu: bool, stored: torch.dtype
+) -> _Found:
     with tempfile.TemporaryDirectory(dir=spill_dir, prefix=PREFIX) as folder:
-        source = write_model(Path(folder) / "model", _config(probe))
+        source = write_model(Path(folder) / "model", _config(probe), stored)
         budgets = Budgets(
             gpu_bytes=_BUDGET_BYTES if on_gpu else 0,
             host_bytes=_BUDGET_BYTES,
@@ -69,10 +123,11 @@ def factors_of(
         with Engine.load(source, budgets=budgets, policy=policy) as engine:
             _run(engine, dataclasses.replace(probe, rows=1))
             rounds = [_run(engine, probe) for _ in range(probe.rounds)]
-    found = [_factors(foreseen, report, tells_attention=not on_gpu) for report in rounds]
-    return MappingProxyType(
-        {term: _bounded(statistics.median(each[term] for each in found)) for term in found[0]}
-    )
+    return _Found(foreseen=foreseen, rounds=rounds)
+
+
+def _attended_s(report: Report) -> float:
+    return report.totals.get(Track.ATTENTION, Total()).covered_s
 
 
 def _run(engine: Engine, probe: Probe) -> Report:
@@ -108,26 +163,6 @@ def _foreseen(model: Model, policy: Policy, probe: Probe) -> list[SweepTerms]:
         )
     sweep = Sweep(model, policy)
     return [sweep.busy(load, kept_tokens=max(1.0, load.live_tokens)) for load in loads]
-
-
-def _factors(
-    foreseen: list[SweepTerms], report: Report, *, tells_attention: bool
-) -> dict[str, float]:
-    """On a GPU attention is part of what its layers take."""
-    attention_s = sum(terms.attention_s for terms in foreseen)
-    every = sum(sum(terms.as_dict().values()) for terms in foreseen)
-    if not tells_attention:
-        factor = report.sweep_s / every
-        return {ATTENTION: factor, COMPUTE: factor}
-    attended_s = report.totals.get(Track.ATTENTION, Total()).covered_s
-    return {
-        ATTENTION: attended_s / attention_s,
-        COMPUTE: (report.sweep_s - attended_s) / (every - attention_s),
-    }
-
-
-def _bounded(factor: float) -> float:
-    return min(_MOST, max(_LEAST, factor))
 
 
 def _resident(shape: ModelShape, probe: Probe, *, on_gpu: bool) -> Policy:

@@ -13,11 +13,11 @@ PREFIX: Final = ".freight-profile-"
 """What the names of their folders begin with."""
 
 
-def write_model(folder: Path, config: Any) -> Path:
-    """In float32, by the library's own initialisation; the folder."""
+def write_model(folder: Path, config: Any, dtype: torch.dtype = torch.float32) -> Path:
+    """By the library's own initialisation; the folder."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     config.save_pretrained(folder)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / SINGLE_FILE)

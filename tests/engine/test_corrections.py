@@ -9,9 +9,11 @@ from engine.planning.corrections import (
     BUS,
     COMPUTE,
     DISK,
+    EXPANSION,
     Correction,
     Corrections,
 )
+from engine.planning.hardware import RateCurve
 from engine.planning.machines import T4_208GB
 
 NONE = Corrections(measured_on="then")
@@ -64,3 +66,15 @@ def test_a_corrected_machine_is_slower_by_the_factors_and_as_large_as_before() -
     assert slower.expert_overhead_s == pytest.approx(3.2e-3)
     assert found.host_bytes == T4_208GB.host_bytes
     assert NONE.applied_to(T4_208GB) == T4_208GB
+
+
+def test_turning_is_corrected_alone_and_laying_out_is_not() -> None:
+    curves = {
+        "cpu/bfloat16->float32": RateCurve.flat(6e9),
+        "cpu/float32->float32": RateCurve.flat(9e9),
+    }
+    machine = dataclasses.replace(T4_208GB, expand_bytes_per_s=curves)
+    terms = {COMPUTE: Correction(factor=1.5), EXPANSION: Correction(factor=2.0)}
+    found = dataclasses.replace(NONE, terms=terms).applied_to(machine)
+    assert found.expand_rate("cpu", "bfloat16", "float32", 8) == pytest.approx(2e9)
+    assert found.expand_rate("cpu", "float32", "float32", 8) == pytest.approx(6e9)

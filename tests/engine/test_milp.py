@@ -23,9 +23,9 @@ from engine.planning.plan import make_plan
 from engine.planning.planners.base import Situation, Wishes
 from engine.planning.planners.candidates import (
     Away,
+    Loads,
     candidates,
     fetched_otherwise,
-    loads,
 )
 from engine.planning.planners.milp import plan_milp
 from engine.planning.planners.program import Program
@@ -179,13 +179,13 @@ def test_a_job_that_is_short_for_its_block_is_placed_for_its_mean_sweep_too() ->
     situation = situation_of(SHAPE, Workload.uniform(10, 10, num_rows=10))
     wishes = Wishes(block_rows=10, sweep_tokens=64, situation=situation)
     steady_one = next(candidates(SHAPE, budgets, wishes))
-    same, mean = loads(situation, steady_one)
+    same, mean = Loads(situation).of(steady_one)
     assert same == steady_one
     assert mean.load.rows == pytest.approx(100 / 11)
     assert mean.load.prompt_tokens == pytest.approx(100 / 11)
     assert dataclasses.replace(mean, load=steady_one.load) == steady_one
     long = situation_of(SHAPE, Workload.uniform(10, 10, num_rows=40))
-    assert loads(long, steady_one) == [steady_one]
+    assert Loads(long).of(steady_one) == [steady_one]
 
 
 @pytest.mark.parametrize("gpu_mib", [0, 128], ids=["cpu", "gpu"])

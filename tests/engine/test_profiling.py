@@ -55,7 +55,7 @@ def test_all_that_a_plan_asks_is_measured_and_told_step_by_step(tmp_path: Path) 
     assert hardware.expand_rate("cpu", "bfloat16", "float32", 2) > 0
     assert hardware.prompt_rate("cpu", "float32", 12) > 0
     assert [at for at, _ in measured.curve(Figure.PROMPTS, "cpu/bfloat16")] == [8, 16]
-    assert set(measured.factors) == {"attention", "compute"}
+    assert set(measured.factors) == {"attention", "compute", "expansion"}
     assert hardware.gemm_flops_per_s("cpu", "float32", 2) > 0
     assert hardware.elementwise_rate("cpu", "bfloat16") > 0
     assert hardware.disk_read.at(2**17) > 0

@@ -77,28 +77,43 @@ def candidates(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Iterator[
                 yield candidate(shape, situation, base, away)
 
 
-def loads(situation: Situation, steady: Candidate) -> list[Candidate]:
-    """The candidate, and of a job that is short for its block the same with the mean sweep to be placed
-    for, which is not the steady one: fewer rows decode while the block fills and drains.
+class Loads:
+    """What sweeps a candidate is to be placed for. A job is played through once for each block and
+    chunk, however many candidates share them.
     """
-    workload, base = situation.workload, steady.base
-    if workload.num_rows >= _STEADY_BLOCKS * base.block_rows:
-        return [steady]
-    job = simulate(
-        workload,
-        block_rows=base.block_rows,
-        sweep_tokens=base.sweep_tokens,
-        seconds=lambda load: 1.0,
-        steady_tokens_per_s=steady.load.rows,
-    )
-    rows = job.num_tokens / job.job_s
-    mean = load_of(
-        workload,
-        rows=rows,
-        prompt_tokens=workload.num_rows * workload.mean_own_tokens / job.job_s,
-        live_tokens=rows * workload.mean_live_tokens + workload.num_kept_once_tokens,
-    )
-    return [steady, dataclasses.replace(steady, load=mean)]
+
+    def __init__(self, situation: Situation) -> None:
+        self._workload = situation.workload
+        self._means: dict[tuple[int, int], Load] = {}
+
+    def of(self, steady: Candidate) -> list[Candidate]:
+        """The candidate, and of a job that is short for its block the same with the mean sweep to be
+        placed for, which is not the steady one: fewer rows decode while the block fills and drains.
+        """
+        base = steady.base
+        if self._workload.num_rows >= _STEADY_BLOCKS * base.block_rows:
+            return [steady]
+        played = (base.block_rows, base.sweep_tokens)
+        if played not in self._means:
+            self._means[played] = self._mean(steady)
+        return [steady, dataclasses.replace(steady, load=self._means[played])]
+
+    def _mean(self, steady: Candidate) -> Load:
+        workload, base = self._workload, steady.base
+        job = simulate(
+            workload,
+            block_rows=base.block_rows,
+            sweep_tokens=base.sweep_tokens,
+            seconds=lambda load: 1.0,
+            steady_tokens_per_s=steady.load.rows,
+        )
+        rows = job.num_tokens / job.job_s
+        return load_of(
+            workload,
+            rows=rows,
+            prompt_tokens=workload.num_rows * workload.mean_own_tokens / job.job_s,
+            live_tokens=rows * workload.mean_live_tokens + workload.num_kept_once_tokens,
+        )
 
 
 def fetched_otherwise(shape: ModelShape, whole: Candidate) -> Candidate | None:

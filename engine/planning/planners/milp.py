@@ -14,9 +14,9 @@ from engine.planning.planners.base import Situation, Wishes
 from engine.planning.planners.candidates import (
     Away,
     Candidate,
+    Loads,
     candidates,
     fetched_otherwise,
-    loads,
     smallest,
 )
 from engine.planning.planners.program import Program
@@ -27,8 +27,10 @@ from engine.planning.roofline import Model
 from engine.planning.shape import ModelShape
 from engine.planning.workload import Workload
 
-_AS_FAST: Final = 0.998
-"""Of jobs that are predicted to be so alike the one is chosen that streams the least."""
+_AS_FAST: Final = 0.99
+"""Of jobs that are predicted to be so alike, which no prediction tells apart, the one is chosen that
+streams the least: it asks the least of a disk that others may use, too.
+"""
 
 _AS_GOOD: Final = 0.8
 """Candidates whose bound is below this share of the best job found are not placed. The bound is of the
@@ -70,11 +72,12 @@ def _placed(
         for at, each in enumerate(candidates(model.shape, budgets, wishes))
         if _can_fit(model.shape, each, budgets)
     )
+    loads = Loads(situation)
     search = _Search(model, budgets, situation.workload, program)
     for bound, _, each in bounded:
         if -bound <= search.least_rate:
             break
-        for placed_for in loads(situation, each):
+        for placed_for in loads.of(each):
             search.look_at(placed_for)
     for each in smallest(model.shape, budgets, wishes) if not search.found else ():
         search.look_at(each)

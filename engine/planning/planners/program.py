@@ -4,6 +4,7 @@ slowest lane of a sweep is as fast as it can be. Solved by HiGHS; chooses no blo
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -45,7 +46,6 @@ class Program:
             self._groups.append(Group("head", shape.head_tensors, 1))
         if shape.embedding is not None:
             self._groups.append(Group("embedding", shape.embedding_tensors, 1))
-        self.num_solved = 0
 
     @property
     def num_columns(self) -> int:
@@ -60,11 +60,12 @@ class Program:
         again with as much less, and from then on with twice as much more each time.
         """
         limits = dict(self._limits)
-        bound = self._solve(candidate, limits, whole=False)
+        table = Table(self._model, candidate, groups=self._groups)
+        bound = _solve(table, limits, whole=False)
         if bound is None or bound.seconds > at_most_s:
             return None
         for cut in range(_MOST_ROUNDS):
-            solution = self._solve(candidate, limits)
+            solution = _solve(table, limits)
             if solution is None:
                 return None
             policy = self._policy(candidate, solution)
@@ -122,22 +123,6 @@ class Program:
         best_rate = max(rate for _, rate in self._model.hardware.disk_read.points)
         return max(0.0, weights + kept_bytes - memory) * read / best_rate
 
-    def _solve(
-        self, candidate: Candidate, limits: dict[Tier, int], *, whole: bool = True
-    ) -> Solution | None:
-        table = Table(self._model, candidate, groups=self._groups, limits=limits)
-        self.num_solved += 1
-        found = milp(
-            table.objective,
-            constraints=LinearConstraint(
-                np.array(table.rows), -np.inf, np.array(table.limits, dtype=float)
-            ),
-            bounds=Bounds(np.zeros(table.width), np.array(table.most, dtype=float)),
-            integrality=np.array(table.integral) if whole else None,
-            options={"mip_rel_gap": _RELATIVE_GAP, "node_limit": _MOST_NODES},
-        )
-        return None if found.x is None else Solution(table, found.x)
-
     def _policy(self, candidate: Candidate, solution: Solution) -> Policy:
         splits = {
             group: _split(group, candidate.base.compute, solution.placed(index))
@@ -152,6 +137,20 @@ class Program:
             embedding_split=by_name.get("embedding"),
             kv=solution.kv,
         )
+
+
+def _solve(table: Table, limits: Mapping[Tier, int], *, whole: bool = True) -> Solution | None:
+    """With tiers that may hold so many bytes; in whole granules and pages, or in parts of them too."""
+    found = milp(
+        table.objective,
+        constraints=LinearConstraint(
+            np.array(table.rows), -np.inf, np.array(table.limits(limits), dtype=float)
+        ),
+        bounds=Bounds(np.zeros(table.width), np.array(table.most, dtype=float)),
+        integrality=np.array(table.integral) if whole else None,
+        options={"mip_rel_gap": _RELATIVE_GAP, "node_limit": _MOST_NODES},
+    )
+    return None if found.x is None else Solution(table, found.x)
 
 
 def _split(group: Group, compute: Tier, placed: tuple[int, int]) -> Split:

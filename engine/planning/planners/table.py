@@ -7,7 +7,7 @@ tier's budget, what a slot holds, the lanes below the sweep's seconds.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -56,9 +56,7 @@ class Table:
         candidate: Candidate,
         *,
         groups: Sequence[Group],
-        limits: dict[Tier, int],
     ) -> None:
-        """`limits` are what each tier may hold."""
         self._model = model
         self._candidate = candidate
         self.groups = groups
@@ -69,11 +67,12 @@ class Table:
         self.time_column = self._slot + 1
         self.width = self.time_column + 1
         self.rows: list[list[float]] = []
-        self.limits: list[float] = []
+        self._limits: list[float] = []
+        self._scales: list[float] = []
         self.integral = [1] * self._slot + [0, 0]
         self.most = self._most()
         self._lanes = self._lane_seconds()
-        self._add_budgets(limits)
+        self._add_budgets()
         self._add_splits()
         self._add_kv()
         self._add_lanes()
@@ -103,11 +102,20 @@ class Table:
             row[column] = value
         scale = max(1e-12, *(abs(value) for value in row))
         self.rows.append([value / scale for value in row])
-        self.limits.append(limit / scale)
+        self._limits.append(limit / scale)
+        self._scales.append(scale)
 
     # -- rows ------------------------------------------------------------------------------
 
-    def _add_budgets(self, limits: dict[Tier, int]) -> None:
+    def limits(self, tiers: Mapping[Tier, int]) -> list[float]:
+        """Of each row, where tiers may hold so many bytes."""
+        found = list(self._limits)
+        for at, tier in enumerate(Tier):
+            found[at] += tiers[tier] / self._scales[at]
+        return found
+
+    def _add_budgets(self) -> None:
+        """The first rows."""
         fixed = self._fixed_bytes()
         used: dict[Tier, dict[int, float]] = {tier: {} for tier in Tier}
         for index, group in enumerate(self.groups):
@@ -130,7 +138,7 @@ class Table:
                     column = self.kv_column + at
                     used[Tier.CPU][column] = used[Tier.CPU].get(column, 0) + noted_bytes
         for tier in Tier:
-            self._row(used[tier], limits[tier] - fixed[tier])
+            self._row(used[tier], -fixed[tier])
 
     @property
     def _attends_on_cpu(self) -> bool:
