@@ -3,6 +3,7 @@
 import argparse
 import collections
 import dataclasses
+import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final, Self
 
 from engine.planning import workload as planning
+from engine.planning.cost import KV_PAGE_TOKENS
 
 _FIRST_TOKEN: Final = 2  # 0 and 1 begin and end a sequence
 
@@ -118,7 +120,8 @@ WORKLOADS: Final[Mapping[str, Callable[[Sizes, int], Workload]]] = MappingProxyT
 
 
 def workload_of(requests: Sequence[Request]) -> planning.Workload:
-    """The lengths that really run, each as often as it comes."""
+    """The lengths that really run, each as often as it comes; of what all begin with, the whole pages."""
+    shared = _num_alike(requests) // KV_PAGE_TOKENS * KV_PAGE_TOKENS
     counted = collections.Counter((len(each.token_ids), each.max_tokens) for each in requests)
     return planning.Workload.of(
         [
@@ -126,8 +129,16 @@ def workload_of(requests: Sequence[Request]) -> planning.Workload:
                 num_prompt_tokens=prompt,
                 num_output_tokens=output,
                 max_output_tokens=output,
+                # The last token of a prompt is computed for its own row.
+                num_shared_tokens=min(shared, (prompt - 1) // KV_PAGE_TOKENS * KV_PAGE_TOKENS),
                 count=count,
             )
             for (prompt, output), count in counted.items()
         ]
     )
+
+
+def _num_alike(requests: Sequence[Request]) -> int:
+    """Tokens that all prompts begin with."""
+    columns = zip(*(each.token_ids for each in requests), strict=False)  # up to the shortest's end
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))

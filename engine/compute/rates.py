@@ -148,12 +148,13 @@ def prompt_rate(
 def product_overhead_s(*, seconds: float) -> float:
     """Of a float32 product on a CPU, beside its arithmetic and beside what a tiny one takes."""
     device = torch.device("cpu")
+    runs = [
+        _products(side, dtype=torch.float32, device=device)(_FEW_ROWS)
+        for side in (_SMALL_SIDE, 2 * _SMALL_SIDE, _TINY_SIDE)
+    ]
     small, large, tiny = (
-        1 / rate_of(run, amount=1.0, device=device, seconds=seconds / 3).per_s
-        for run in (
-            _products(side, dtype=torch.float32, device=device)(_FEW_ROWS)
-            for side in (_SMALL_SIDE, 2 * _SMALL_SIDE, _TINY_SIDE)
-        )
+        1 / statistics.median(rate.per_s for rate in its)
+        for its in _in_turns(runs, device, seconds)
     )
     # The larger one has four times as much to do.
     return max(0.0, small - (large - small) / 3 - tiny)
@@ -251,12 +252,21 @@ def _rate_of_more(
     """`amount` over what the one takes longer than the other. They take turns, so that others' load
     meets them alike; a difference that their trials hide is as small as can be told.
     """
-    rates: list[list[Rate]] = [[], []]
-    for _ in range(_NUM_TURNS):
-        for run, its in zip((more, less), rates, strict=True):
-            its.append(rate_of(run, amount=1.0, device=device, seconds=seconds / 2 / _NUM_TURNS))
+    rates = _in_turns((more, less), device, seconds)
     more_s, less_s = (1 / statistics.median(rate.per_s for rate in its) for its in rates)
     return Rate(
         per_s=amount / max(more_s - less_s, _LEAST_SHARE * more_s),
         spread=max(rate.spread for rate in rates[0]),
     )
+
+
+def _in_turns(
+    runs: Sequence[Callable[[], object]], device: torch.device, seconds: float
+) -> list[list[Rate]]:
+    """Calls a second of each, several times."""
+    rates: list[list[Rate]] = [[] for _ in runs]
+    for _ in range(_NUM_TURNS):
+        for run, its in zip(runs, rates, strict=True):
+            turn_s = seconds / len(runs) / _NUM_TURNS
+            its.append(rate_of(run, amount=1.0, device=device, seconds=turn_s))
+    return rates

@@ -10,9 +10,9 @@ from engine.planning.hardware import Hardware
 DISK, BUS, ATTENTION, COMPUTE = "disk read", "bus", "attention", "compute"
 """The terms: what can be told apart in a run. Compute is all of it but attention, overheads too."""
 
-EXPANSION: Final = "expansion"
-"""Of compute, what turns stored weights to another dtype: a part that no run tells from the rest, but
-runs that differ in nothing else do.
+EXPANSION, OVERHEAD = "expansion", "overhead"
+"""Of compute, what turns stored weights to another dtype, and what is by the call: parts that one run does
+not tell from the rest. Runs that differ in nothing else do.
 """
 
 LEAST: Final = 0.5
@@ -43,7 +43,7 @@ class Corrections:
         """The machine as runs have found it."""
         disk, bus = self.factor(DISK), self.factor(BUS)
         attention, compute = self.factor(ATTENTION), self.factor(COMPUTE)
-        expansion = self.factor(EXPANSION)
+        expansion, overhead = self.factor(EXPANSION), compute * self.factor(OVERHEAD)
         return dataclasses.replace(
             hardware,
             disk_read=hardware.disk_read.scaled(1 / disk),
@@ -65,14 +65,14 @@ class Corrections:
             elementwise_bytes_per_s={
                 kind: rate / compute for kind, rate in hardware.elementwise_bytes_per_s.items()
             },
-            layer_overhead_s=hardware.layer_overhead_s * compute,
-            row_overhead_s=hardware.row_overhead_s * compute,
+            layer_overhead_s=hardware.layer_overhead_s * overhead,
+            row_overhead_s=hardware.row_overhead_s * overhead,
             row_layer_overhead_s=hardware.row_layer_overhead_s * attention,
             prompt_layer_overhead_s=hardware.prompt_layer_overhead_s * attention,
-            expert_overhead_s=hardware.expert_overhead_s * compute,
-            product_overhead_s=hardware.product_overhead_s * compute,
-            unit_overhead_s=hardware.unit_overhead_s * compute,
-            sweep_overhead_s=hardware.sweep_overhead_s * compute,
+            expert_overhead_s=hardware.expert_overhead_s * overhead,
+            product_overhead_s=hardware.product_overhead_s * overhead,
+            unit_overhead_s=hardware.unit_overhead_s * overhead,
+            sweep_overhead_s=hardware.sweep_overhead_s * overhead,
         )
 
     def learned(self, predicted_s: Mapping[str, float], measured_s: Mapping[str, float]) -> Self:

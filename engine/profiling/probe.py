@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -21,6 +21,7 @@ from engine.planning.corrections import (
     ATTENTION,
     COMPUTE,
     EXPANSION,
+    OVERHEAD,
     Correction,
     Corrections,
 )
@@ -39,6 +40,9 @@ _LEAST: Final = 0.5
 _MOST: Final = 3.0
 """A factor outside of these is of something that no factor describes."""
 
+_FEWER: Final = 8
+"""Times: few rows beside many."""
+
 _HEAD_SIZE: Final = 64
 _BUDGET_BYTES: Final = 2**31
 
@@ -56,22 +60,22 @@ class Probe:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """What was foreseen of each sweep, and what each round reports of all of them."""
+class Compared:
+    """Seconds that were foreseen, by term, and that the median round took. On a GPU attention is part of
+    what its layers take.
+    """
 
-    foreseen: list[SweepTerms]
-    rounds: list[Report]
+    foreseen: Mapping[str, float]
+    taken_s: float
+    attended_s: float
 
-    def foreseen_s(self, *names: str) -> float:
-        return sum(terms.as_dict()[name] for terms in self.foreseen for name in names)
+    @property
+    def attention_s(self) -> float:
+        return self.foreseen["attention_s"]
 
     @property
     def all_s(self) -> float:
-        return sum(sum(terms.as_dict().values()) for terms in self.foreseen)
-
-    def median(self, value: Callable[[Report], float]) -> float:
-        """Within bounds."""
-        return min(_MOST, max(_LEAST, statistics.median(map(value, self.rounds))))
+        return sum(self.foreseen.values())
 
 
 def factors_of(
@@ -79,35 +83,54 @@ def factors_of(
 ) -> Mapping[str, float]:
     """By term, how many times as long a run takes as `hardware` foresees: the median round's.
 
-    On a CPU a second model, alike but stored in fewer bits, tells what turning its weights takes. A
-    seeded model lies in a folder in `spill_dir` that is gone afterwards.
+    Few rows beside many tell what is by the call from what is by the FLOP. On a CPU a second model,
+    alike but stored in fewer bits, tells what turning its weights takes. A seeded model lies in a
+    folder in `spill_dir` that is gone afterwards.
     """
     run = functools.partial(_found, spill_dir=spill_dir, probe=probe, on_gpu=on_gpu)
-    ready = run(hardware, stored=torch.float32)
+    many, few = run(hardware, stored=torch.float32)
+    compute, overhead = work_and_overhead(many, few, on_gpu=on_gpu)
+    attention = compute if on_gpu else _bounded(many.attended_s / many.attention_s)
+    factors = {ATTENTION: attention, COMPUTE: compute, OVERHEAD: overhead / compute}
     if on_gpu:
-        # Attention is part of what its layers take.
-        factor = ready.median(lambda report: report.sweep_s / ready.all_s)
-        return MappingProxyType({ATTENTION: factor, COMPUTE: factor})
-    attention_s = ready.foreseen_s("attention_s")
-    others_s = ready.all_s - attention_s
-    factors = {
-        ATTENTION: ready.median(lambda report: _attended_s(report) / attention_s),
-        COMPUTE: ready.median(lambda report: (report.sweep_s - _attended_s(report)) / others_s),
-    }
+        return MappingProxyType(factors)
     terms = {term: Correction(factor=factor) for term, factor in factors.items()}
     corrected = Corrections(measured_on=hardware.measured_on, terms=terms).applied_to(hardware)
-    turned = run(corrected, stored=torch.bfloat16)
-    turning_s = turned.foreseen_s("expand_s")
-    others_s = turned.all_s - turned.foreseen_s("attention_s", "expand_s")
-    factors[EXPANSION] = turned.median(
-        lambda report: (report.sweep_s - _attended_s(report) - others_s) / turning_s
-    )
+    many, _ = run(corrected, stored=torch.bfloat16)
+    turning_s = many.foreseen["expand_s"]
+    others_s = many.all_s - many.attention_s - turning_s
+    factors[EXPANSION] = _bounded((many.taken_s - many.attended_s - others_s) / turning_s)
     return MappingProxyType(factors)
+
+
+def work_and_overhead(many: Compared, few: Compared, *, on_gpu: bool) -> tuple[float, float]:
+    """Factors of the two, for which both runs take as long as foreseen; within bounds, the many rows'."""
+
+    def parts(found: Compared) -> tuple[float, float, float]:
+        overhead_s = found.foreseen["overhead_s"]
+        if on_gpu:
+            return found.taken_s, found.all_s - overhead_s, overhead_s
+        work_s = found.all_s - found.attention_s - overhead_s
+        return found.taken_s - found.attended_s, work_s, overhead_s
+
+    taken_s, work_s, overhead_s = parts(many)
+    few_taken_s, few_work_s, few_overhead_s = parts(few)
+    determinant = work_s * few_overhead_s - few_work_s * overhead_s
+    overhead = 1.0
+    if determinant > 0:
+        overhead = _bounded((work_s * few_taken_s - few_work_s * taken_s) / determinant)
+    return _bounded((taken_s - overhead * overhead_s) / work_s), overhead
+
+
+def _bounded(factor: float) -> float:
+    return min(_MOST, max(_LEAST, factor))
 
 
 def _found(
     hardware: Hardware, *, spill_dir: Path, probe: Probe, on_gpu: bool, stored: torch.dtype
-) -> _Found:
+) -> list[Compared]:
+    """With the probe's rows, and with few of them."""
+    probes = (probe, dataclasses.replace(probe, rows=max(1, probe.rows // _FEWER)))
     with tempfile.TemporaryDirectory(dir=spill_dir, prefix=PREFIX) as folder:
         source = write_model(Path(folder) / "model", _config(probe), stored)
         budgets = Budgets(
@@ -119,11 +142,22 @@ def _found(
         foresight = foresee(source, on_gpu=on_gpu)
         policy = _resident(foresight.shape, probe, on_gpu=on_gpu)
         model = Model(shape=foresight.shape, work=foresight.work, hardware=hardware)
-        foreseen = _foreseen(model, policy, probe)
         with Engine.load(source, budgets=budgets, policy=policy) as engine:
-            _run(engine, dataclasses.replace(probe, rows=1))
-            rounds = [_run(engine, probe) for _ in range(probe.rounds)]
-    return _Found(foreseen=foreseen, rounds=rounds)
+            _run(engine, probes[-1])
+            rounds = [[_run(engine, each) for each in probes] for _ in range(probe.rounds)]
+    return [
+        _compared(_foreseen(model, policy, each), reports)
+        for each, reports in zip(probes, zip(*rounds, strict=True), strict=True)
+    ]
+
+
+def _compared(foreseen: Sequence[SweepTerms], rounds: Sequence[Report]) -> Compared:
+    sweeps = [terms.as_dict() for terms in foreseen]
+    return Compared(
+        foreseen={name: sum(each[name] for each in sweeps) for name in sweeps[0]},
+        taken_s=statistics.median(report.sweep_s for report in rounds),
+        attended_s=statistics.median(map(_attended_s, rounds)),
+    )
 
 
 def _attended_s(report: Report) -> float:

@@ -10,6 +10,7 @@ from engine.planning.corrections import (
     COMPUTE,
     DISK,
     EXPANSION,
+    OVERHEAD,
     Correction,
     Corrections,
 )
@@ -78,3 +79,12 @@ def test_turning_is_corrected_alone_and_laying_out_is_not() -> None:
     found = dataclasses.replace(NONE, terms=terms).applied_to(machine)
     assert found.expand_rate("cpu", "bfloat16", "float32", 8) == pytest.approx(2e9)
     assert found.expand_rate("cpu", "float32", "float32", 8) == pytest.approx(6e9)
+
+
+def test_what_is_by_the_call_is_corrected_beside_the_rest_of_compute() -> None:
+    terms = {COMPUTE: Correction(factor=1.5), OVERHEAD: Correction(factor=2.0)}
+    found = dataclasses.replace(NONE, terms=terms).applied_to(T4_208GB)
+    assert found.row_overhead_s == pytest.approx(3 * T4_208GB.row_overhead_s)
+    assert found.row_layer_overhead_s == T4_208GB.row_layer_overhead_s
+    before = T4_208GB.gemm_flops_per_s("gpu", "float16", 100)
+    assert found.gemm_flops_per_s("gpu", "float16", 100) == pytest.approx(before / 1.5)

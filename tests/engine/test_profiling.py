@@ -20,7 +20,7 @@ from engine.profiling.measure import Effort, measure
 from engine.profiling.measurement import Figure, Measured
 from engine.profiling.others import OthersWatch
 from engine.profiling.overheads import Overheads, fit_overheads, fit_prompts
-from engine.profiling.probe import Probe
+from engine.profiling.probe import Compared, Probe, work_and_overhead
 from engine.profiling.saved import measured_or_saved, read_hardware
 from tests.support.profiles import MEASURED, hardware_here
 
@@ -55,7 +55,7 @@ def test_all_that_a_plan_asks_is_measured_and_told_step_by_step(tmp_path: Path) 
     assert hardware.expand_rate("cpu", "bfloat16", "float32", 2) > 0
     assert hardware.prompt_rate("cpu", "float32", 12) > 0
     assert [at for at, _ in measured.curve(Figure.PROMPTS, "cpu/bfloat16")] == [8, 16]
-    assert set(measured.factors) == {"attention", "compute", "expansion"}
+    assert set(measured.factors) == {"attention", "compute", "overhead", "expansion"}
     assert hardware.gemm_flops_per_s("cpu", "float32", 2) > 0
     assert hardware.elementwise_rate("cpu", "bfloat16") > 0
     assert hardware.disk_read.at(2**17) > 0
@@ -207,6 +207,29 @@ def test_a_run_that_took_longer_makes_every_rate_slower() -> None:
     assert run.layer_overhead_s == pytest.approx(6e-4 * 1.25)
     assert run.prompt_rate("cpu", "float32", 64) == called.prompt_rate("cpu", "float32", 64) / 2
     assert run.disk_read == called.disk_read
+
+
+def compared(*, gemm_s: float, overhead_s: float, taken_s: float) -> Compared:
+    foreseen = {"gemm_s": gemm_s, "attention_s": 1.0, "overhead_s": overhead_s}
+    return Compared(foreseen=foreseen, taken_s=taken_s + 3.0, attended_s=3.0)
+
+
+def test_few_rows_beside_many_tell_calls_from_flops() -> None:
+    many = compared(gemm_s=10.0, overhead_s=2.0, taken_s=12.0 + 4.0)
+    few = compared(gemm_s=2.0, overhead_s=1.0, taken_s=2.4 + 2.0)
+    assert work_and_overhead(many, few, on_gpu=False) == pytest.approx((1.2, 2.0))
+
+
+def test_a_factor_beyond_bounds_leaves_the_rest_to_the_other() -> None:
+    many = compared(gemm_s=10.0, overhead_s=2.0, taken_s=10.0 + 8.0)
+    few = compared(gemm_s=2.0, overhead_s=1.0, taken_s=2.0 + 4.0)
+    assert work_and_overhead(many, few, on_gpu=False) == pytest.approx((1.2, 3.0))
+
+
+def test_on_a_gpu_attention_is_of_the_work() -> None:
+    many = compared(gemm_s=9.0, overhead_s=2.0, taken_s=12.0 + 4.0 - 3.0)
+    few = compared(gemm_s=1.0, overhead_s=1.0, taken_s=2.4 + 2.0 - 3.0)
+    assert work_and_overhead(many, few, on_gpu=True) == pytest.approx((1.2, 2.0))
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
