@@ -43,7 +43,7 @@ class Contenders:
     threads: int
     planner: str
     headroom_bytes: int
-    block_rows: int
+    block_rows: int | None
     sweep_tokens: int | None
     profile: Path | None
     """Of this machine, for a planner that asks for it."""
@@ -84,7 +84,7 @@ class Contenders:
             "profile": str(self.profile) if self.profile else None,
             "limit_bytes": limit_bytes,
             "headroom_bytes": self.headroom_bytes,
-            "block_rows": min(self.block_rows, len(workload.requests)),
+            "block_rows": self.block_rows,
             "sweep_tokens": self.sweep_tokens,
             "dtype": DTYPES[kind],
         }

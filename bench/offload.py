@@ -229,7 +229,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--planner", default="milp", choices=("fixed", "milp"))
     parser.add_argument("--headroom-mib", type=int, default=96, help="beside Freight's budget")
     parser.add_argument("--freight-dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
-    parser.add_argument("--block-rows", type=int, default=64, help="of Freight, at most")
+    parser.add_argument("--block-rows", type=int, help="of Freight; without it the plan's")
     parser.add_argument("--sweep-tokens", type=int, help="of Freight")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=64)
