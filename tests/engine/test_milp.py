@@ -188,6 +188,18 @@ def test_a_job_that_is_short_for_its_block_is_placed_for_its_mean_sweep_too() ->
     assert Loads(long).of(steady_one) == [steady_one]
 
 
+def test_a_short_job_that_streams_gets_its_prompts_into_fewer_sweeps() -> None:
+    """As long as its rows are one block; of many blocks the chunk is what the steady state needs."""
+    budgets = budgets_of(host_bytes=240 * MIB)
+    short, long = (
+        plan_milp(SHAPE, budgets, Wishes(block_rows=16, situation=situation_of(SHAPE, workload)))
+        for workload in (Workload.uniform(64, 16, num_rows=rows) for rows in (16, 160))
+    )
+    assert short.streamed_bytes > 0
+    assert long.sweep_tokens == 80  # 1.25 times 16 rows of 64 tokens over 16
+    assert short.sweep_tokens in {2 * 80, 4 * 80, 8 * 80}
+
+
 @pytest.mark.parametrize("gpu_mib", [0, 128], ids=["cpu", "gpu"])
 def test_what_a_refusal_says_is_lacking_is_what_lacks(gpu_mib: int) -> None:
     wishes = Wishes(situation=situation_of(SHAPE, MANY))

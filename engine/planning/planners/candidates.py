@@ -16,12 +16,18 @@ from engine.planning.planners.base import Situation, Wishes
 from engine.planning.policy import Policy, Split, Tier
 from engine.planning.shape import ModelShape
 from engine.planning.units import UNIT_BYTES, UNIT_SLOTS
+from engine.planning.workload import Workload
 
 _ROWS: Final = tuple(sorted({round(2 ** (step / 2)) for step in range(29)}))
 """1 to 16384, by half powers of two."""
 
 _CHUNK_SLACK: Final = 1.25
 """Prompt tokens that a sweep may carry over those of the steady state: for rows' unequal lengths."""
+
+_LARGER_CHUNKS: Final = (2, 4, 8)
+"""Times a chunk of the steady state: rows of a short job start to decode together, and fewer sweeps read
+what streams.
+"""
 
 _LEAST_SWEEP_TOKENS: Final = 64
 _LEAST_CHUNK_TOKENS: Final = 16
@@ -60,21 +66,41 @@ def candidates(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Iterator[
     """In no order of merit. Raises nothing: what does not fit is found later."""
     situation = wishes.situation
     assert situation is not None, "a program is of a machine and a workload"
+    for rows in _row_counts(situation, wishes):
+        sweep_tokens = wishes.sweep_tokens or _chunk(situation.workload, rows)
+        yield from _of_block(shape, budgets, situation, rows=rows, sweep_tokens=sweep_tokens)
+
+
+def with_larger_chunks(
+    shape: ModelShape, budgets: Budgets, wishes: Wishes, *, block_rows: int
+) -> Iterator[Candidate]:
+    """Of a job that is short for so many rows, up to all of a block's prompts in one sweep."""
+    situation = wishes.situation
+    assert situation is not None, "a program is of a machine and a workload"
+    workload = situation.workload
+    if wishes.sweep_tokens is not None or not _is_short(workload, block_rows):
+        return
+    steady = _chunk(workload, block_rows)
+    every = _paged(math.ceil(block_rows * workload.mean_own_tokens))
+    for sweep_tokens in sorted({min(every, times * steady) for times in _LARGER_CHUNKS}):
+        if sweep_tokens > steady:
+            yield from _of_block(
+                shape, budgets, situation, rows=block_rows, sweep_tokens=sweep_tokens
+            )
+
+
+def _of_block(
+    shape: ModelShape, budgets: Budgets, situation: Situation, *, rows: int, sweep_tokens: int
+) -> Iterator[Candidate]:
     compute = Tier.GPU if budgets.gpu_bytes else Tier.CPU
     # With a CPU to compute nothing is beside; with a GPU no row need live away to attend beside.
     ways = (Away.BESIDE if compute is Tier.GPU else Away.NONE, Away.FETCHED)
-    for rows in _row_counts(situation, wishes):
-        sweep_tokens = wishes.sweep_tokens or _chunk(situation, rows)
-        for micro_batch in _micro_batches(rows + sweep_tokens):
-            base = _base(
-                shape,
-                compute,
-                rows=rows,
-                sweep_tokens=sweep_tokens,
-                micro_batch_tokens=micro_batch,
-            )
-            for away in ways:
-                yield candidate(shape, situation, base, away)
+    for micro_batch in _micro_batches(rows + sweep_tokens):
+        base = _base(
+            shape, compute, rows=rows, sweep_tokens=sweep_tokens, micro_batch_tokens=micro_batch
+        )
+        for away in ways:
+            yield candidate(shape, situation, base, away)
 
 
 class Loads:
@@ -91,7 +117,7 @@ class Loads:
         placed for, which is not the steady one: fewer rows decode while the block fills and drains.
         """
         base = steady.base
-        if self._workload.num_rows >= _STEADY_BLOCKS * base.block_rows:
+        if not _is_short(self._workload, base.block_rows):
             return [steady]
         played = (base.block_rows, base.sweep_tokens)
         if played not in self._means:
@@ -181,9 +207,14 @@ def _row_counts(situation: Situation, wishes: Wishes) -> tuple[int, ...]:
     return (*(rows for rows in _ROWS if rows < most), min(most, _ROWS[-1]))
 
 
-def _chunk(situation: Situation, rows: int) -> int:
-    needed = rows * situation.workload.prompt_tokens_per_output * _CHUNK_SLACK
+def _chunk(workload: Workload, rows: int) -> int:
+    """What the steady state needs."""
+    needed = rows * workload.prompt_tokens_per_output * _CHUNK_SLACK
     return max(_LEAST_SWEEP_TOKENS, _paged(math.ceil(needed)))
+
+
+def _is_short(workload: Workload, block_rows: int) -> bool:
+    return workload.num_rows < _STEADY_BLOCKS * block_rows
 
 
 def _micro_batches(tokens: int) -> tuple[int, ...]:

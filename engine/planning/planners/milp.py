@@ -5,6 +5,7 @@ program, and takes the one that is predicted to generate the most tokens a secon
 import contextlib
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Final
 
 from engine.config import Budgets
@@ -18,6 +19,7 @@ from engine.planning.planners.candidates import (
     candidates,
     fetched_otherwise,
     smallest,
+    with_larger_chunks,
 )
 from engine.planning.planners.program import Program
 from engine.planning.policy import Policy, Split, Tier
@@ -25,7 +27,6 @@ from engine.planning.predict import predict, steady
 from engine.planning.prediction import Prediction
 from engine.planning.roofline import Model
 from engine.planning.shape import ModelShape
-from engine.planning.workload import Workload
 
 _AS_FAST: Final = 0.99
 """Of jobs that are predicted to be so alike, which no prediction tells apart, the one is chosen that
@@ -64,21 +65,14 @@ def _placed(
     model: Model, budgets: Budgets, wishes: Wishes, situation: Situation
 ) -> list[tuple[Prediction, Policy]]:
     """All candidates that what they must compute leaves a chance, placed, and the whole job of those
-    that their steady state leaves one.
+    that their steady state leaves one; of the best block those with larger chunks, too.
     """
-    program = Program(model, budgets)
-    bounded = sorted(
-        (-each.load.rows / program.least_seconds(each), at, each)
-        for at, each in enumerate(candidates(model.shape, budgets, wishes))
-        if _can_fit(model.shape, each, budgets)
-    )
-    loads = Loads(situation)
-    search = _Search(model, budgets, situation.workload, program)
-    for bound, _, each in bounded:
-        if -bound <= search.least_rate:
-            break
-        for placed_for in loads.of(each):
-            search.look_at(placed_for)
+    search = _Search(model, budgets, situation)
+    search.look_at_all(candidates(model.shape, budgets, wishes))
+    if search.found:
+        rows = max(search.found, key=lambda each: each[0].job_tokens_per_s)[1].block_rows
+        larger = with_larger_chunks(model.shape, budgets, wishes, block_rows=rows)
+        search.look_at_all(larger)
     for each in smallest(model.shape, budgets, wishes) if not search.found else ():
         search.look_at(each)
     return search.found
@@ -90,19 +84,32 @@ class _Search:
     A job has to reach its steady state and to leave it, so the rates of both are close and not equal.
     """
 
-    def __init__(
-        self, model: Model, budgets: Budgets, workload: Workload, program: Program
-    ) -> None:
+    def __init__(self, model: Model, budgets: Budgets, situation: Situation) -> None:
         self._model = model
         self._budgets = budgets
-        self._workload = workload
-        self._program = program
+        self._workload = situation.workload
+        self._program = Program(model, budgets)
+        self._loads = Loads(situation)
         self.found: list[tuple[Prediction, Policy]] = []
 
     @property
     def least_rate(self) -> float:
         """Tokens/s of a steady state that leaves a job the chance to be the fastest."""
         return _AS_GOOD * max((each.job_tokens_per_s for each, _ in self.found), default=0.0)
+
+    def look_at_all(self, candidates: Iterable[Candidate]) -> None:
+        """The most promising first, for each of the sweeps that it is to be placed for."""
+        shape = self._model.shape
+        bounded = sorted(
+            (-each.load.rows / self._program.least_seconds(each), at, each)
+            for at, each in enumerate(candidates)
+            if _can_fit(shape, each, self._budgets)
+        )
+        for bound, _, each in bounded:
+            if -bound <= self.least_rate:
+                break
+            for placed_for in self._loads.of(each):
+                self.look_at(placed_for)
 
     def look_at(self, whole: Candidate) -> None:
         """With layers that come whole and, unless none streams then, with such as come otherwise. Where
