@@ -29,8 +29,9 @@ from engine.planning.roofline import Model
 from engine.planning.shape import ModelShape
 
 _AS_FAST: Final = 0.99
-"""Of jobs that are predicted to be so alike, which no prediction tells apart, the one is chosen that
-streams the least: it asks the least of a disk that others may use, too.
+"""Of jobs that are predicted to be so alike, which no prediction tells apart, one is chosen whose keys and
+values all lie on the tier that computes, and of those the one that streams the least: it asks the
+least of a disk that others may use, too.
 """
 
 _AS_GOOD: Final = 0.8
@@ -56,7 +57,12 @@ def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
     fastest = max(prediction.job_tokens_per_s for prediction, _ in found)
     prediction, policy = min(
         (pair for pair in found if pair[0].job_tokens_per_s >= _AS_FAST * fastest),
-        key=lambda pair: (pair[1].streamed_bytes, _away(pair[1]), -pair[0].job_tokens_per_s),
+        key=lambda pair: (
+            _away(pair[1]) > 0,
+            pair[1].streamed_bytes,
+            _away(pair[1]),
+            -pair[0].job_tokens_per_s,
+        ),
     )
     return dataclasses.replace(policy, reason=reason(policy, prediction))
 
@@ -90,6 +96,7 @@ class _Search:
         self._workload = situation.workload
         self._program = Program(model, budgets)
         self._loads = Loads(situation)
+        self._settled: set[Policy] = set()
         self.found: list[tuple[Prediction, Policy]] = []
 
     @property
@@ -137,6 +144,10 @@ class _Search:
         load, _, sweep_s = steady(self._model, policy, self._workload)
         if load.rows / sweep_s <= self.least_rate / _AS_GOOD * _STEADY_AS_GOOD:
             return sweep_s
+        if policy in self._settled:
+            # Placed alike for another sweep.
+            return sweep_s
+        self._settled.add(policy)
         self.found.append((predict(self._model, policy, self._workload), policy))
         if _away(policy):
             near = dataclasses.replace(policy, kv=Split.on(policy.compute, policy.kv.total_bytes))
