@@ -3,7 +3,6 @@
 import argparse
 import collections
 import dataclasses
-import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Final, Self
 
 from engine.planning import workload as planning
 from engine.planning.cost import KV_PAGE_TOKENS
+from worker.grouping import num_shared
 
 _FIRST_TOKEN: Final = 2  # 0 and 1 begin and end a sequence
 
@@ -121,7 +121,8 @@ WORKLOADS: Final[Mapping[str, Callable[[Sizes, int], Workload]]] = MappingProxyT
 
 def workload_of(requests: Sequence[Request]) -> planning.Workload:
     """The lengths that really run, each as often as it comes; of what all begin with, the whole pages."""
-    shared = _num_alike(requests) // KV_PAGE_TOKENS * KV_PAGE_TOKENS
+    alike = min(num_shared(requests[0].token_ids, each.token_ids) for each in requests)
+    shared = alike // KV_PAGE_TOKENS * KV_PAGE_TOKENS
     counted = collections.Counter((len(each.token_ids), each.max_tokens) for each in requests)
     return planning.Workload.of(
         [
@@ -136,9 +137,3 @@ def workload_of(requests: Sequence[Request]) -> planning.Workload:
             for (prompt, output), count in counted.items()
         ]
     )
-
-
-def _num_alike(requests: Sequence[Request]) -> int:
-    """Tokens that all prompts begin with."""
-    columns = zip(*(each.token_ids for each in requests), strict=False)  # up to the shortest's end
-    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))

@@ -87,8 +87,9 @@ def factors_of(
     alike but stored in fewer bits, tells what turning its weights takes. A seeded model lies in a
     folder in `spill_dir` that is gone afterwards.
     """
-    run = functools.partial(_found, spill_dir=spill_dir, probe=probe, on_gpu=on_gpu)
-    many, few = run(hardware, stored=torch.float32)
+    run = functools.partial(_found, spill_dir=spill_dir, on_gpu=on_gpu)
+    few_rows = dataclasses.replace(probe, rows=max(1, probe.rows // _FEWER))
+    many, few = run(hardware, (probe, few_rows), stored=torch.float32)
     compute, overhead = work_and_overhead(many, few, on_gpu=on_gpu)
     attention = compute if on_gpu else _bounded(many.attended_s / many.attention_s)
     factors = {ATTENTION: attention, COMPUTE: compute, OVERHEAD: overhead / compute}
@@ -96,10 +97,10 @@ def factors_of(
         return MappingProxyType(factors)
     terms = {term: Correction(factor=factor) for term, factor in factors.items()}
     corrected = Corrections(measured_on=hardware.measured_on, terms=terms).applied_to(hardware)
-    many, _ = run(corrected, stored=torch.bfloat16)
-    turning_s = many.foreseen["expand_s"]
-    others_s = many.all_s - many.attention_s - turning_s
-    factors[EXPANSION] = _bounded((many.taken_s - many.attended_s - others_s) / turning_s)
+    (turned,) = run(corrected, (probe,), stored=torch.bfloat16)
+    turning_s = turned.foreseen["expand_s"]
+    others_s = turned.all_s - turned.attention_s - turning_s
+    factors[EXPANSION] = _bounded((turned.taken_s - turned.attended_s - others_s) / turning_s)
     return MappingProxyType(factors)
 
 
@@ -127,12 +128,17 @@ def _bounded(factor: float) -> float:
 
 
 def _found(
-    hardware: Hardware, *, spill_dir: Path, probe: Probe, on_gpu: bool, stored: torch.dtype
+    hardware: Hardware,
+    probes: Sequence[Probe],
+    *,
+    spill_dir: Path,
+    on_gpu: bool,
+    stored: torch.dtype,
 ) -> list[Compared]:
-    """With the probe's rows, and with few of them."""
-    probes = (probe, dataclasses.replace(probe, rows=max(1, probe.rows // _FEWER)))
+    """Of each, in turns, by one engine; the first has the most rows."""
+    most = probes[0]
     with tempfile.TemporaryDirectory(dir=spill_dir, prefix=PREFIX) as folder:
-        source = write_model(Path(folder) / "model", _config(probe), stored)
+        source = write_model(Path(folder) / "model", _config(most), stored)
         budgets = Budgets(
             gpu_bytes=_BUDGET_BYTES if on_gpu else 0,
             host_bytes=_BUDGET_BYTES,
@@ -140,11 +146,11 @@ def _found(
             spill_dir=Path(folder) / "spill",
         )
         foresight = foresee(source, on_gpu=on_gpu)
-        policy = _resident(foresight.shape, probe, on_gpu=on_gpu)
+        policy = _resident(foresight.shape, most, on_gpu=on_gpu)
         model = Model(shape=foresight.shape, work=foresight.work, hardware=hardware)
         with Engine.load(source, budgets=budgets, policy=policy) as engine:
             _run(engine, probes[-1])
-            rounds = [[_run(engine, each) for each in probes] for _ in range(probe.rounds)]
+            rounds = [[_run(engine, each) for each in probes] for _ in range(most.rounds)]
     return [
         _compared(_foreseen(model, policy, each), reports)
         for each, reports in zip(probes, zip(*rounds, strict=True), strict=True)
