@@ -22,7 +22,9 @@ _ROOT = Path(__file__).parents[2]
 
 # The real command with a table of dummy children in place of the real roles.
 _SERVE = """
-import os, sys
+import os, signal, sys
+# As a terminal starts it: what runs in a script's background is born with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 import cli.serve
 from cli.supervisor import Role
