@@ -7,6 +7,7 @@ Only tokens that were asked for count.
 
 import argparse
 import dataclasses
+import gc
 import itertools
 import statistics
 import sys
@@ -15,15 +16,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
+from bench.machine import machine_profile
 from bench.peers import DEFAULT_CACHE, absolute
-from bench.workloads import Request
+from bench.workloads import Request, workload_of
 from engine.config import Budgets, Prompt, Sampling
 from engine.engine import Engine
+from engine.foresight import foresee
 from engine.memory.measure import measure_budgets
+from engine.planning.cost import with_spare_kv
 from engine.planning.planners import PLANNERS
-from engine.planning.planners.base import Wishes
+from engine.planning.planners.base import Situation, Wishes
 from engine.planning.policy import Policy
 from engine.planning.shape import ModelShape
+from engine.profiling.saved import read_hardware
 from engine.sweep.report import Report
 from engine.timeline import WEIGHT_LINKS
 
@@ -153,6 +158,9 @@ class Setting:
     host_bytes: int | None
     block_rows: int | None
     repetitions: int
+    profile: Path | None
+    """Of the machine, to plan by; else fixed rules decide."""
+    schedules: tuple[Schedule, ...]
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
@@ -164,7 +172,16 @@ class Setting:
             host_bytes=_gib(arguments.host_gib),
             block_rows=arguments.block_rows,
             repetitions=arguments.repetitions,
+            profile=_profile(arguments),
+            schedules=tuple(schedules()[step] for step in arguments.steps),
         )
+
+
+def _profile(arguments: argparse.Namespace) -> Path | None:
+    if arguments.planner == "fixed":
+        return None
+    given: Path | None = arguments.profile
+    return given or machine_profile(arguments.cache)
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, gpu_gib: float | None) -> None:
@@ -172,8 +189,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, gpu_gib: float | None) -> 
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--gpu-gib", type=float, default=gpu_gib, help="budget; else what is free")
     parser.add_argument("--host-gib", type=float, help="budget; else a share of what is free")
+    parser.add_argument("--planner", choices=list(PLANNERS), default="milp")
+    parser.add_argument("--profile", type=Path, help="of the machine; else it is measured, once")
     parser.add_argument("--block-rows", type=int, help="else as the planner likes")
     parser.add_argument("--repetitions", type=int, default=1)
+    every = range(len(schedules()))
+    parser.add_argument("--steps", type=int, nargs="+", choices=every, default=every)
     parser.add_argument("--rows", type=int, default=256, help="prompts of the job")
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--output-tokens", type=int, default=32)
@@ -187,10 +208,12 @@ def measure(
     checkpoint: Path, requests: Sequence[Request], *, vocab: int, setting: Setting
 ) -> list[Ran]:
     """Every schedule in turn, and that as often as is asked."""
+    situation = _situation(checkpoint, requests, setting)
+    wishes = Wishes(block_rows=setting.block_rows, situation=situation)
     return [
-        _run(checkpoint, requests, schedule, vocab=vocab, setting=setting)
+        _run(checkpoint, requests, schedule, vocab=vocab, setting=setting, wishes=wishes)
         for _ in range(setting.repetitions)
-        for schedule in schedules()
+        for schedule in setting.schedules
     ]
 
 
@@ -201,25 +224,25 @@ def _run(
     *,
     vocab: int,
     setting: Setting,
+    wishes: Wishes,
 ) -> Ran:
-    longest = max(len(r.token_ids) for r in requests) + max(r.max_tokens for r in requests)
     kv_tokens = 0
 
     def policy(shape: ModelShape, budgets: Budgets) -> Policy:
         nonlocal kv_tokens
-        wishes = Wishes(block_rows=setting.block_rows)
-        # It keeps room for rows as long as the model's context: tell it the longest to come.
-        told = dataclasses.replace(shape, max_context_tokens=min(shape.max_context_tokens, longest))
-        chosen = PLANNERS["fixed"](told, budgets, wishes)
+        chosen = _planned(shape, budgets, wishes, requests)
         kv_tokens = chosen.kv.total_bytes // shape.kv_bytes_per_token
         return dataclasses.replace(chosen, overlap=schedule.looks_ahead)
 
+    gc.collect()  # models are cycles, and the weights of the last one would count as this one's
     budgets = measure_budgets(
         spill_dir=setting.cache / "spill",
         gpu_bytes=setting.gpu_bytes,
         host_bytes=setting.host_bytes,
     )
+    started_s = time.perf_counter()
     with Engine.load(checkpoint, budgets=budgets, policy=policy) as engine:
+        load_s = time.perf_counter() - started_s
         list(engine.generate([_prompt(Request(key="warm-up", token_ids=(2,), max_tokens=2))]))
         before = engine.report()
         started_s = time.perf_counter()
@@ -233,13 +256,54 @@ def _run(
             list(engine.generate(map(_prompt, block)))
         seconds = time.perf_counter() - started_s
         report = engine.report().since(before)
-    print(f"  {schedule.name}: {seconds:.1f} s; {engine.policy.reason}", file=sys.stderr)
+    print(
+        f"  {schedule.name}: {seconds:.1f} s, after {load_s:.1f} s of loading; {account(report)}",
+        file=sys.stderr,
+    )
     return Ran(
         schedule=schedule,
         seconds=seconds,
         useful_tokens=sum(request.max_tokens for request in requests),
         report=report,
     )
+
+
+def _situation(checkpoint: Path, requests: Sequence[Request], setting: Setting) -> Situation | None:
+    if setting.profile is None:
+        return None
+    return Situation(
+        hardware=read_hardware(setting.profile),
+        work=foresee(checkpoint, on_gpu=setting.device == "cuda").work,
+        workload=workload_of(requests),
+    )
+
+
+def _planned(
+    shape: ModelShape, budgets: Budgets, wishes: Wishes, requests: Sequence[Request]
+) -> Policy:
+    """The same for every schedule: for the job as Freight runs it."""
+    if wishes.situation is not None:
+        return with_spare_kv(shape, PLANNERS["milp"](shape, budgets, wishes), budgets)
+    longest = max(len(r.token_ids) for r in requests) + max(r.max_tokens for r in requests)
+    # Rules keep room for rows as long as the model's context: tell them the longest to come.
+    told = dataclasses.replace(shape, max_context_tokens=min(shape.max_context_tokens, longest))
+    return PLANNERS["fixed"](told, budgets, wishes)
+
+
+def account(report: Report) -> str:
+    """What lies behind a run's figure, in a line."""
+    parts = [
+        report.policy_reason,
+        f"{report.peak_rows} rows",
+        *(
+            f"{total.num_bytes / 1e9:.1f} GB in {total.covered_s:.1f} s of {track}"
+            for track, total in report.totals.items()
+            if total.covered_s
+        ),
+        f"waited {report.weights_waited_s:.1f} s",
+        *(f"{tier} {peak / 2**30:.1f} GiB at most" for tier, peak in report.peak_bytes.items()),
+    ]
+    return "; ".join(parts)
 
 
 def _prompt(request: Request) -> Prompt:
@@ -254,7 +318,8 @@ def table(runs: Sequence[Ran]) -> str:
         "|" + 8 * "---|",
     ]
     names = dict.fromkeys(run.schedule.name for run in runs)
-    base = _median([run for run in runs if run.schedule.name == FLEXGEN.name])
+    of_flexgen = [run for run in runs if run.schedule.name == FLEXGEN.name]
+    base = _median(of_flexgen) if of_flexgen else None
     for name in names:
         own = [run for run in runs if run.schedule.name == name]
         rates = [run.tokens_per_s for run in own]
@@ -262,7 +327,7 @@ def table(runs: Sequence[Ran]) -> str:
         cells = [
             name,
             f"{_median(own):.2f} ({min(rates):.2f}-{max(rates):.2f})",
-            f"{_median(own) / base:.2f} x",
+            "" if base is None else f"{_median(own) / base:.2f} x",
             str(last.report.num_sweeps),
             f"{last.computed_tokens / last.useful_tokens:.2f}",
             *map(_percent, (last.link_share, last.gemm_share, last.report.roofline_share)),

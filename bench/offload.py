@@ -11,10 +11,7 @@ change between repetitions or a request got another number of tokens than it ask
 """
 
 import argparse
-import functools
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,8 +19,9 @@ from bench.contenders import DTYPES, FREIGHT, PEERS, Contenders
 from bench.figures import Ceilings, Row, table
 from bench.legs.job import Job
 from bench.llama_shape import LlamaShape, add_shape_arguments
+from bench.machine import machine_profile
 from bench.memory_group import MemoryGroup, NoMemoryGroupError
-from bench.peers import DEFAULT_CACHE, ROOT, absolute
+from bench.peers import DEFAULT_CACHE, absolute
 from bench.runner import Bench, Ending, Outcome, usable_cpus
 from bench.workloads import WORKLOADS, Sizes, Workload
 
@@ -125,19 +123,8 @@ def make_contenders(arguments: argparse.Namespace) -> Contenders:
         headroom_bytes=arguments.headroom_mib * 2**20,
         block_rows=arguments.block_rows,
         sweep_tokens=arguments.sweep_tokens,
-        profile=_profile(arguments.cache) if arguments.planner == "milp" else None,
+        profile=machine_profile(arguments.cache) if arguments.planner == "milp" else None,
     )
-
-
-@functools.cache
-def _profile(cache: Path) -> Path:
-    """Of the machine at hand, measured once, in a process of its own."""
-    path = cache / "machine.json"
-    if not path.exists():
-        command = [sys.executable, "-m", "cli.main", "profile", "--out", str(path)]
-        environment = {**os.environ, "FREIGHT_STATE_DIR": str(cache / "state")}
-        subprocess.run(command, check=True, env=environment, cwd=ROOT)
-    return path
 
 
 def make_workloads(arguments: argparse.Namespace) -> list[Workload]:

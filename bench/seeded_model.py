@@ -79,16 +79,18 @@ def _write_safetensors(path: Path, shape: Shape) -> None:
         header[name] = {"dtype": "BF16", "shape": list(sizes), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    generator = torch.Generator().manual_seed(shape.seed)
+    # A GPU draws other values, in no time.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator(device).manual_seed(shape.seed)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, sizes in shape.tensors():
             num_values = int(np.prod(sizes))
             for start in range(0, num_values, _CHUNK_VALUES):
-                value = torch.ones(min(_CHUNK_VALUES, num_values - start))
+                value = torch.ones(min(_CHUNK_VALUES, num_values - start), device=device)
                 if len(sizes) > 1 or name.endswith(".bias"):
                     value.normal_(std=_STD, generator=generator)
-                file.write(value.bfloat16().view(torch.int16).numpy().data)
+                file.write(value.bfloat16().view(torch.int16).cpu().numpy().data)
 
 
 def _write_tokenizer(folder: Path) -> None:

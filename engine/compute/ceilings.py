@@ -19,9 +19,13 @@ from engine.planning.policy import Policy, Tier
 
 _READ_BYTES: Final = 32 * 2**20
 _COPY_BYTES: Final = 32 * 2**20
-_SCANNED_BYTES: Final = 64 * 2**20
-_MAX_MATRIX_ELEMENTS: Final = 2**22
+_SCANNED_BYTES: Final = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
+"""More than a cache holds."""
+
+_MAX_MATRIX_ELEMENTS: Final = {"cpu": 2**22, "cuda": 2**25}
 _REPEATS: Final = 3
+_CALLS: Final = {"cpu": 1, "cuda": 8}
+"""In one try: on a GPU a call returns before it is done, and the next one is asked for meanwhile."""
 
 
 def ceilings_of(pack: Pack, policy: Policy) -> Ceilings:
@@ -54,11 +58,11 @@ def measure_ceilings(
 ) -> Ceilings:
     """Once a process for each file and shape: `num_rows` of a micro-batch by a `matrix` (out, in).
 
-    To be done while nothing else is in memory or under way: at most 64 MiB are taken, and given
-    back. `streamed_file` None: nothing is read from disk in a sweep. Raises OSError.
+    To be done while nothing else is in memory or under way: at most 64 MiB are taken of a CPU's
+    memory, 256 of a GPU's, and given back. `streamed_file` None: nothing is read from disk in a sweep. Raises OSError.
     """
     num_outputs, num_inputs = matrix
-    num_outputs = min(num_outputs, max(1, _MAX_MATRIX_ELEMENTS // num_inputs))
+    num_outputs = min(num_outputs, max(1, _MAX_MATRIX_ELEMENTS[device.type] // num_inputs))
     return Ceilings(
         gemm_flops_per_s=_gemm_flops_per_s(num_rows, num_outputs, num_inputs, dtype, device),
         memory_bytes_per_s=_memory_bytes_per_s(kv_device),
@@ -83,8 +87,9 @@ def _gemm_flops_per_s(  # noqa: PLR0917  # a cache takes one by one what it tell
 
 @functools.cache
 def _memory_bytes_per_s(device: torch.device) -> float:
-    scanned = torch.ones(_SCANNED_BYTES // 4, dtype=torch.float32, device=device)
-    return _SCANNED_BYTES / _best_s(scanned.sum, device)
+    num_bytes = _SCANNED_BYTES[device.type]
+    scanned = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
+    return num_bytes / _best_s(scanned.sum, device)
 
 
 @functools.cache
@@ -115,12 +120,14 @@ def _copy_bytes_per_s(device: torch.device) -> float:
 
 
 def _best_s(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest try, the first not counted."""
+    """Seconds that a call takes in the fastest try, the first not counted."""
     times = []
+    num_calls = _CALLS[device.type]
     for _ in range(_REPEATS + 1):
         started_s = time.perf_counter()
-        run()
+        for _ in range(num_calls):
+            run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started_s)
+        times.append((time.perf_counter() - started_s) / num_calls)
     return min(times[1:])

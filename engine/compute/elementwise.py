@@ -15,7 +15,12 @@ from engine.memory.stopwatch import Rate, rate_of
 
 _HIDDEN_SIZE: Final = 1024
 _HEAD_SIZE: Final = 64
-_NUM_TOKENS: Final = {"cpu": 256, "cuda": 8192}
+_NUM_TOKENS: Final = {"cpu": 256, "cuda": 32768}
+"""On a GPU so many that computing takes longer than asking."""
+
+_LEAST_SHARE: Final = 0.02
+"""Of what many tokens take: a smaller difference from one is not told from none."""
+
 _NO_ATTENTION: Final = "freight_no_attention"
 
 
@@ -41,7 +46,7 @@ def elementwise_rate(*, dtype: torch.dtype, device: torch.device, seconds: float
     with torch.inference_mode():
         many = rate_of(lambda: run(most), amount=1.0, device=device, seconds=seconds / 2)
         one = rate_of(lambda: run(1), amount=1.0, device=device, seconds=seconds / 2)
-    more_s = max(1 / many.per_s - 1 / one.per_s, 1e-9)
+    more_s = max(1 / many.per_s - 1 / one.per_s, _LEAST_SHARE / many.per_s)
     return Rate(per_s=amount / more_s, spread=many.spread)
 
 

@@ -117,7 +117,7 @@ def test_the_benchmark_runs_on_a_tiny_shape_without_a_gpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (
-        "--shapes tiny --device cpu --rows 6 --block-rows 4 --prompt-tokens 20 --output-tokens 3"
+        "--shapes tiny --device cpu --planner fixed --rows 6 --block-rows 4 --prompt-tokens 20 --output-tokens 3"
     )
     assert gpu_offload.main([*words.split(), "--host-gib", "0.4", "--cache", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
