@@ -47,9 +47,9 @@ from engine.profiling.saved import measured_or_saved, read_hardware
 from engine.sweep.outcome import outcome_of
 
 _GIB = 2**30
-_TIMES_PLANNED = 5
+_TIMES_PLANNED = 3
 _FINALISTS = 3
-_FINALS = 2
+_FINALS = 3
 _WARM_UP = Prompt(key="warm-up", token_ids=(2,), sampling=Sampling(max_tokens=2, ignore_eos=True))
 
 
@@ -144,7 +144,9 @@ def run_grid(setting: Setting, *, count: int, seed: int) -> list[Ran]:
     ]
     finalists = [each[0].policy for each in best_alternatives(runs)[:_FINALISTS]]
     for _ in range(_FINALS):
-        runs += [setting.run(each, is_planned=each is planned) for each in (*finalists, planned)]
+        for each in (*finalists, planned):
+            final = setting.run(each, is_planned=each is planned)
+            runs.append(dataclasses.replace(final, is_final=True))
     return runs
 
 

@@ -16,7 +16,7 @@ from engine.compute.linear import Multiplier
 from engine.compute.packing import New, Packing, write_and_attend
 from engine.compute.segments import Head, Segment
 from engine.memory.kv_cache import KVCache, KVShape
-from engine.memory.links import disk_being_read
+from engine.memory.links import disk_reader
 from engine.memory.stopwatch import Rate, rate_of
 from engine.planning.policy import Tier
 
@@ -39,6 +39,7 @@ _TINY_SIDE: Final = 32
 _MOST_MATRICES: Final = 256
 _MOST_LAYERS: Final = 64
 _NUM_TURNS: Final = 3
+_NUM_PAIRS: Final = 9
 _LEAST_SHARE: Final = 0.02
 """Of what is timed: a smaller difference is not told from none."""
 
@@ -163,21 +164,22 @@ def product_overhead_s(*, seconds: float) -> float:
 def lost_beside_reads(
     folder: Path, *, request_bytes: int, file_bytes: int, seconds: float
 ) -> float:
-    """Of float32 products' rate on a CPU, the share that is lost while the disk is read. Raises
-    OSError.
+    """Of float32 products' rate on a CPU, the share that is lost while the disk is read: of the
+    middle one of pairs, each of which others' load meets alike. Raises OSError.
     """
     device = torch.device("cpu")
     run = _products(_SIDE["cpu"] // 2, dtype=torch.float32, device=device)(_SOME_ROWS)
 
     def per_s() -> float:
-        return rate_of(run, amount=1.0, device=device, seconds=seconds / 2 / _NUM_TURNS).per_s
+        return rate_of(run, amount=1.0, device=device, seconds=seconds / 2 / _NUM_PAIRS).per_s
 
-    alone, beside = [], []
-    for _ in range(_NUM_TURNS):
-        alone.append(per_s())
-        with disk_being_read(folder, request_bytes=request_bytes, file_bytes=file_bytes):
-            beside.append(per_s())
-    return max(0.0, 1.0 - statistics.median(beside) / statistics.median(alone))
+    left = []
+    with disk_reader(folder, request_bytes=request_bytes, file_bytes=file_bytes) as reading:
+        for _ in range(_NUM_PAIRS):
+            alone = per_s()
+            with reading():
+                left.append(per_s() / alone)
+    return max(0.0, 1.0 - statistics.median(left))
 
 
 def expansion_rates(

@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -69,28 +69,36 @@ def _read_rate(path: Path, request_bytes: int, *, file_bytes: int, seconds: floa
         return rate_of(read, amount=request_bytes, device=_CPU, seconds=seconds)
 
 
+Reading = Callable[[], contextlib.AbstractContextManager[None]]
+"""Enter what it gives, and one request follows the other until you leave it; as often as you like."""
+
+
 @contextlib.contextmanager
-def disk_being_read(folder: Path, *, request_bytes: int, file_bytes: int) -> Iterator[None]:
-    """Meanwhile one request follows the other, of a nameless file of `folder`. Raises OSError."""
+def disk_reader(folder: Path, *, request_bytes: int, file_bytes: int) -> Iterator[Reading]:
+    """Of a nameless file of `folder`, which is gone afterwards. Raises OSError."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".freight-profile-") as file:
         path = Path(file.name)
         _write_rate(path, request_bytes, file_bytes=file_bytes, seconds=0.0)
         buffer = HostBuffer(request_bytes + 2 * PAGE_BYTES)
-        is_over = threading.Event()
         with DirectReader(path) as reader, concurrent.futures.ThreadPoolExecutor(1) as pool:
 
-            def read() -> None:
+            def read(is_over: threading.Event) -> None:
                 for place in _places(request_bytes, file_bytes):
                     if is_over.is_set():
                         return
                     reader.read(buffer, offset_bytes=place, num_bytes=request_bytes)
 
-            reading = pool.submit(read)
-            try:
-                yield
-            finally:
-                is_over.set()
-            reading.result()
+            @contextlib.contextmanager
+            def reading() -> Iterator[None]:
+                is_over = threading.Event()
+                job = pool.submit(read, is_over)
+                try:
+                    yield
+                finally:
+                    is_over.set()
+                job.result()
+
+            yield reading
 
 
 def _write_rate(path: Path, request_bytes: int, *, file_bytes: int, seconds: float) -> Rate:

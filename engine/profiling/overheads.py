@@ -16,7 +16,7 @@ from engine.config import Budgets, Prompt, Sampling
 from engine.engine import Engine
 from engine.planning.policy import Policy, Split, Tier
 from engine.planning.routing import expected_experts
-from engine.planning.shape import ModelShape
+from engine.planning.shape import ModelShape, leading_border_bytes
 from engine.profiling.seeded import PREFIX, write_model
 
 _VOCAB_SIZE: Final = 128
@@ -32,6 +32,11 @@ _BUDGET_BYTES: Final = 2**30
 _KV_BYTES: Final = 2**24
 _LEAST_SWEEPS: Final = 4
 _NUM_TURNS: Final = 3
+
+_UNIT_HIDDEN_SIZE: Final = 512
+_UNIT_LAYERS: Final = 4
+_UNIT_BYTES: Final = 2**18
+"""What streams of a layer: little to read, in a layer that keeps the cores busy."""
 
 _Way = Callable[[float], list[float]]
 """Seconds of sweeps of one kind, run for so long."""
@@ -59,20 +64,23 @@ class Overheads:
 
 def measure_overheads(spill_dir: Path, *, on_gpu: bool, seconds: float) -> Overheads:
     """By sweeps of few and of many layers, each with one row and with many, with many prompts, and of
-    few layers with experts; none is below 0.
+    few layers with experts; a unit's by sweeps of layers that stream a little of each, beside such as
+    do not. None is below 0.
 
     The seeded models and their packs lie in a folder in `spill_dir` that is gone afterwards.
     """
     with contextlib.ExitStack() as stack:
         folder = tempfile.TemporaryDirectory(dir=spill_dir, prefix=PREFIX)
-        ways = _ways(stack, Path(stack.enter_context(folder)), on_gpu=on_gpu)
+        path = Path(stack.enter_context(folder))
+        ways = _ways(stack, path, on_gpu=on_gpu)
         taken_s: list[list[float]] = [[] for _ in ways]
         # They take turns, so that others' load meets them alike.
         for _ in range(_NUM_TURNS):
             for way, taken in zip(ways, taken_s, strict=True):
-                taken.extend(way(seconds / len(ways) / _NUM_TURNS))
+                taken.extend(way(seconds / (len(ways) + 1) / _NUM_TURNS))
+        unit_s = _unit_s(stack, path / "units", on_gpu=on_gpu, seconds=seconds / (len(ways) + 1))
     # What other processes took is in the slower ones.
-    *decoding, few, many, experts_s, streamed_s = (
+    *decoding, few, many, experts_s = (
         statistics.quantiles(taken, n=4, method="inclusive")[0] for taken in taken_s
     )
     found = fit_overheads(decoding, layers=_LAYERS, rows=_ROWS)
@@ -81,26 +89,25 @@ def measure_overheads(spill_dir: Path, *, on_gpu: bool, seconds: float) -> Overh
         found,
         prompt_step_s=fit_prompts((few, many), found, layers=_LAYERS, num_prompts=_ROWS[1]),
         expert_s=max(0.0, experts_s - decoding[1]) / (_LAYERS[0] * met),
-        unit_s=max(0.0, streamed_s - decoding[3]) / _LAYERS[1],
+        unit_s=unit_s,
     )
 
 
 def _ways(stack: contextlib.ExitStack, folder: Path, *, on_gpu: bool) -> list[_Way]:
     """Of (few layers, few rows), (few, many), (many, few) and (many, many); of prompts in few layers
-    and in many; of many rows in few layers with experts, and in many that stream.
+    and in many; of many rows in few layers with experts.
     """
 
-    def engine(name: str, config: Any, place: _Place = _everything_resident) -> Engine:
-        return stack.enter_context(_engine(folder / name, config, place, on_gpu=on_gpu))
+    def engine(name: str, config: Any) -> Engine:
+        source = write_model(folder / name / "model", config)
+        return stack.enter_context(_engine(source, _everything_resident, on_gpu=on_gpu))
 
     dense = [engine(f"layers-{count}", _dense(count)) for count in _LAYERS]
     sparse = engine("experts", _with_experts(_LAYERS[0]))
-    streamed = engine("streamed", _dense(_LAYERS[1]), _all_layers_streamed)
     return [
         *(functools.partial(_sweeps_s, its, count) for its in dense for count in _ROWS),
         *(functools.partial(_prompt_sweeps_s, its) for its in dense),
         functools.partial(_sweeps_s, sparse, _ROWS[1]),
-        functools.partial(_sweeps_s, streamed, _ROWS[1]),
     ]
 
 
@@ -136,14 +143,40 @@ def fit_prompts(
     return max(0.0, of_layers - found.step_s) / num_prompts
 
 
-def _engine(folder: Path, config: Any, place: _Place, *, on_gpu: bool) -> Engine:
+def _unit_s(stack: contextlib.ExitStack, folder: Path, *, on_gpu: bool, seconds: float) -> float:
+    """What a sweep takes longer for each layer of which a little streams, waiting left out. Of two
+    engines that sweep in turns: what others' load adds, it adds to both.
+    """
+    shape = {
+        "hidden_size": _UNIT_HIDDEN_SIZE,
+        "intermediate_size": 4 * _UNIT_HIDDEN_SIZE,
+        "num_key_value_heads": 1,  # rows shall grow long in what there is for them
+    }
+    source = write_model(folder, transformers.LlamaConfig(**_common(_UNIT_LAYERS) | shape))
+    whole, streamed = (
+        stack.enter_context(_engine(source, place, on_gpu=on_gpu))
+        for place in (_everything_resident, _little_streamed)
+    )
+    prompts = _prompts(_ROWS[1], max_tokens=whole.max_context_tokens - _PROMPT_TOKENS)
+    more_s: list[float] = []
+    with _carrying(whole, prompts), _carrying(streamed, prompts):
+        ends_s = time.perf_counter() + seconds
+        while len(more_s) < _LEAST_SWEEPS or time.perf_counter() < ends_s:
+            whole_s = _swept_s(whole)
+            streamed_s = _swept_s(streamed)
+            if whole_s is None or streamed_s is None:
+                break  # the rows are at their longest
+            more_s.append(streamed_s - whole_s)
+    return max(0.0, statistics.median(more_s)) / _UNIT_LAYERS
+
+
+def _engine(source: Path, place: _Place, *, on_gpu: bool) -> Engine:
     budgets = Budgets(
         gpu_bytes=_BUDGET_BYTES if on_gpu else 0,
         host_bytes=_BUDGET_BYTES,
         disk_bytes=_BUDGET_BYTES,
-        spill_dir=folder / "spill",
+        spill_dir=source.parent / "spill",
     )
-    source = write_model(folder / "model", config)
     return Engine.load(source, budgets=budgets, policy=place)
 
 
@@ -154,13 +187,21 @@ def _sweeps_s(engine: Engine, num_rows: int, seconds: float) -> list[float]:
         taken_s: list[float] = []
         ends_s = time.perf_counter() + seconds
         while len(taken_s) < _LEAST_SWEEPS or time.perf_counter() < ends_s:
-            waited_s = engine.report().weights_waited_s
-            started_s = time.perf_counter()
-            if engine.sweep():
+            swept_s = _swept_s(engine)
+            if swept_s is None:
                 break  # the rows are at their longest
-            swept_s = time.perf_counter() - started_s
-            taken_s.append(swept_s - (engine.report().weights_waited_s - waited_s))
+            taken_s.append(swept_s)
     return taken_s
+
+
+def _swept_s(engine: Engine) -> float | None:
+    """A sweep's seconds, less what it waits for weights; None if rows ended with it."""
+    waited_s = engine.report().weights_waited_s
+    started_s = time.perf_counter()
+    if engine.sweep():
+        return None
+    swept_s = time.perf_counter() - started_s
+    return swept_s - (engine.report().weights_waited_s - waited_s)
 
 
 def _prompt_sweeps_s(engine: Engine, seconds: float) -> list[float]:
@@ -209,10 +250,13 @@ def _everything_resident(shape: ModelShape, budgets: Budgets) -> Policy:
     )
 
 
-def _all_layers_streamed(shape: ModelShape, budgets: Budgets) -> Policy:
+def _little_streamed(shape: ModelShape, budgets: Budgets) -> Policy:
     resident = _everything_resident(shape, budgets)
-    streamed = tuple(Split.on(Tier.DISK, num_bytes) for num_bytes in shape.layer_bytes)
-    return dataclasses.replace(resident, layer_splits=streamed)
+    splits = []
+    for tensors, num_bytes in zip(shape.layers, shape.layer_bytes, strict=True):
+        kept = Split.on(resident.compute, leading_border_bytes(tensors, num_bytes - _UNIT_BYTES))
+        splits.append(dataclasses.replace(kept, disk_bytes=num_bytes - kept.total_bytes))
+    return dataclasses.replace(resident, layer_splits=tuple(splits))
 
 
 def _dense(num_layers: int) -> Any:

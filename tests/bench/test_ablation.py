@@ -116,9 +116,7 @@ def test_the_seeded_opt_is_one_that_the_library_loads_whole(tmp_path: Path) -> N
 def test_the_benchmark_runs_on_a_tiny_shape_without_a_gpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (
-        "--shapes tiny --device cpu --planner fixed --rows 6 --block-rows 4 --prompt-tokens 20 --output-tokens 3"
-    )
+    words = "--shapes tiny --device cpu --planner fixed --rows 6 --block-rows 4 --prompt-tokens 20 --output-tokens 3"
     assert gpu_offload.main([*words.split(), "--host-gib", "0.4", "--cache", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]

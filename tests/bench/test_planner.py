@@ -130,14 +130,20 @@ def test_errors_are_of_medians_and_median_and_worst_of_them_are_told() -> None:
     assert "| 80 (80-80) | 100 | +25% |" in text
 
 
-def test_the_best_is_one_of_those_that_were_run_again() -> None:
+def test_a_grid_is_judged_by_the_runs_in_turns_alone() -> None:
     policy, _ = planned(2.0)
-    lucky, best = (dataclasses.replace(policy, reason=name) for name in ("lucky", "best"))
-    runs = [ran(policy, rate, is_planned=True) for rate in (90.0, 95.0, 99.0)]
-    runs += [ran(lucky, 300.0), *(ran(best, rate) for rate in (90.0, 100.0, 150.0))]
-    assert [its[0].policy.reason for its in best_alternatives(runs)] == ["lucky", "best"]
+    lucky, best, slow = (
+        dataclasses.replace(policy, reason=name) for name in ("lucky", "best", "slow")
+    )
+    first = [ran(each, rate) for each, rate in ((lucky, 300.0), (best, 120.0), (slow, 20.0))]
+    first += [ran(policy, 10.0, is_planned=True)]
+    finals = [ran(policy, rate, is_planned=True) for rate in (90.0, 95.0, 99.0)]
+    finals += [ran(lucky, rate) for rate in (80.0, 82.0, 81.0)]
+    finals += [ran(best, rate) for rate in (90.0, 100.0, 150.0)]
+    assert [its[0].policy.reason for its in best_alternatives(first)] == ["lucky", "best", "slow"]
+    runs = first + [dataclasses.replace(run, is_final=True) for run in finals]
     line = grid_table([runs]).splitlines()[-1]
-    assert line.endswith("| 2 | 95 (90-99) | 100 | 95% | best |")
+    assert line.endswith("| 3 | 95 (90-99) | 100 | 95% | best |")
 
 
 def test_the_benchmark_runs_and_keeps_every_run(
@@ -151,8 +157,8 @@ def test_the_benchmark_runs_and_keeps_every_run(
     printed = capsys.readouterr().out
     assert "error: median" in printed
     assert "planned over best" in printed
-    # One to measure; five and one in the grid, and both again twice.
-    assert len((tmp_path / "runs").read_text().splitlines()) == 1 + 6 + 4
+    # One to measure; three and one in the grid, and both again three times.
+    assert len((tmp_path / "runs").read_text().splitlines()) == 1 + 4 + 6
 
 
 def test_a_case_says_what_it_is() -> None:
