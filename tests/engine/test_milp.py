@@ -26,6 +26,7 @@ from engine.planning.planners.candidates import (
     Loads,
     candidates,
     fetched_otherwise,
+    with_larger_chunks,
 )
 from engine.planning.planners.milp import plan_milp
 from engine.planning.planners.program import Program
@@ -198,6 +199,21 @@ def test_a_short_job_that_streams_gets_its_prompts_into_fewer_sweeps() -> None:
     assert short.streamed_bytes > 0
     assert long.sweep_tokens == 80  # 1.25 times 16 rows of 64 tokens over 16
     assert short.sweep_tokens in {2 * 80, 4 * 80, 8 * 80}
+
+
+def test_larger_chunks_are_tried_with_the_best_rows_and_with_the_next_number_of_them() -> None:
+    budgets = budgets_of(host_bytes=240 * MIB)
+    wishes = Wishes(situation=situation_of(SHAPE, Workload.uniform(64, 16, num_rows=96)))
+
+    def tried(block_rows: int) -> set[tuple[int, int]]:
+        found = with_larger_chunks(SHAPE, budgets, wishes, block_rows=block_rows)
+        return {(each.base.block_rows, each.base.sweep_tokens) for each in found}
+
+    # The steady state of 91 rows needs 464 prompt tokens a sweep, that of 96 needs 480.
+    of_all = {(96, times * 480) for times in (2, 4, 8)}
+    assert tried(91) == {(91, times * 464) for times in (2, 4, 8)} | of_all
+    assert tried(96) == of_all
+    assert tried(4) == set()  # the job is twenty times as long as either block
 
 
 @pytest.mark.parametrize("gpu_mib", [0, 128], ids=["cpu", "gpu"])

@@ -74,19 +74,17 @@ def candidates(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Iterator[
 def with_larger_chunks(
     shape: ModelShape, budgets: Budgets, wishes: Wishes, *, block_rows: int
 ) -> Iterator[Candidate]:
-    """Of a job that is short for so many rows, up to all of a block's prompts in one sweep."""
+    """Of a job that is short for so many rows, up to all of a block's prompts in one sweep. And with
+    the next larger number of rows, which may be worth it with them alone.
+    """
     situation = wishes.situation
     assert situation is not None, "a program is of a machine and a workload"
-    workload = situation.workload
-    if wishes.sweep_tokens is not None or not _is_short(workload, block_rows):
+    if wishes.sweep_tokens is not None:
         return
-    steady = _chunk(workload, block_rows)
-    every = _paged(math.ceil(block_rows * workload.mean_own_tokens))
-    for sweep_tokens in sorted({min(every, times * steady) for times in _LARGER_CHUNKS}):
-        if sweep_tokens > steady:
-            yield from _of_block(
-                shape, budgets, situation, rows=block_rows, sweep_tokens=sweep_tokens
-            )
+    more = [rows for rows in _row_counts(situation, wishes) if rows > block_rows]
+    for rows in (block_rows, *more[:1]):
+        for sweep_tokens in _larger_chunks(situation.workload, rows):
+            yield from _of_block(shape, budgets, situation, rows=rows, sweep_tokens=sweep_tokens)
 
 
 def _of_block(
@@ -211,6 +209,15 @@ def _chunk(workload: Workload, rows: int) -> int:
     """What the steady state needs."""
     needed = rows * workload.prompt_tokens_per_output * _CHUNK_SLACK
     return max(_LEAST_SWEEP_TOKENS, _paged(math.ceil(needed)))
+
+
+def _larger_chunks(workload: Workload, rows: int) -> list[int]:
+    if not _is_short(workload, rows):
+        return []
+    steady = _chunk(workload, rows)
+    every = _paged(math.ceil(rows * workload.mean_own_tokens))
+    chunks = {min(every, times * steady) for times in _LARGER_CHUNKS}
+    return sorted(each for each in chunks if each > steady)
 
 
 def _is_short(workload: Workload, block_rows: int) -> bool:
