@@ -18,17 +18,15 @@ from typing import Final, Self
 
 from bench.machine import machine_profile
 from bench.peers import DEFAULT_CACHE, absolute
-from bench.workloads import Request, workload_of
+from bench.policies import planned, situation_of
+from bench.workloads import Request
 from engine.config import Budgets, Prompt, Sampling
 from engine.engine import Engine
-from engine.foresight import foresee
 from engine.memory.measure import measure_budgets
-from engine.planning.cost import with_spare_kv
 from engine.planning.planners import PLANNERS
-from engine.planning.planners.base import Situation, Wishes
+from engine.planning.planners.base import Wishes
 from engine.planning.policy import Policy
 from engine.planning.shape import ModelShape
-from engine.profiling.saved import read_hardware
 from engine.sweep.report import Report
 from engine.timeline import WEIGHT_LINKS
 
@@ -194,7 +192,14 @@ def add_arguments(parser: argparse.ArgumentParser, *, gpu_gib: float | None) -> 
     parser.add_argument("--block-rows", type=int, help="else as the planner likes")
     parser.add_argument("--repetitions", type=int, default=1)
     every = range(len(schedules()))
-    parser.add_argument("--steps", type=int, nargs="+", choices=every, default=every)
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs="+",
+        choices=every,
+        default=every,
+        help="from 0, FlexGen's loop, to the last, Freight's; in the order given",
+    )
     parser.add_argument("--rows", type=int, default=256, help="prompts of the job")
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--output-tokens", type=int, default=32)
@@ -208,7 +213,10 @@ def measure(
     checkpoint: Path, requests: Sequence[Request], *, vocab: int, setting: Setting
 ) -> list[Ran]:
     """Every schedule in turn, and that as often as is asked."""
-    situation = _situation(checkpoint, requests, setting)
+    situation = None
+    if setting.profile is not None:
+        on_gpu = setting.device == "cuda"
+        situation = situation_of(checkpoint, requests, setting.profile, on_gpu=on_gpu)
     wishes = Wishes(block_rows=setting.block_rows, situation=situation)
     return [
         _run(checkpoint, requests, schedule, vocab=vocab, setting=setting, wishes=wishes)
@@ -230,7 +238,7 @@ def _run(
 
     def policy(shape: ModelShape, budgets: Budgets) -> Policy:
         nonlocal kv_tokens
-        chosen = _planned(shape, budgets, wishes, requests)
+        chosen = planned(shape, budgets, wishes, padded(requests))
         kv_tokens = chosen.kv.total_bytes // shape.kv_bytes_per_token
         return dataclasses.replace(chosen, overlap=schedule.looks_ahead)
 
@@ -266,28 +274,6 @@ def _run(
         useful_tokens=sum(request.max_tokens for request in requests),
         report=report,
     )
-
-
-def _situation(checkpoint: Path, requests: Sequence[Request], setting: Setting) -> Situation | None:
-    if setting.profile is None:
-        return None
-    return Situation(
-        hardware=read_hardware(setting.profile),
-        work=foresee(checkpoint, on_gpu=setting.device == "cuda").work,
-        workload=workload_of(requests),
-    )
-
-
-def _planned(
-    shape: ModelShape, budgets: Budgets, wishes: Wishes, requests: Sequence[Request]
-) -> Policy:
-    """The same for every schedule: for the job as Freight runs it."""
-    if wishes.situation is not None:
-        return with_spare_kv(shape, PLANNERS["milp"](shape, budgets, wishes), budgets)
-    longest = max(len(r.token_ids) for r in requests) + max(r.max_tokens for r in requests)
-    # Rules keep room for rows as long as the model's context: tell them the longest to come.
-    told = dataclasses.replace(shape, max_context_tokens=min(shape.max_context_tokens, longest))
-    return PLANNERS["fixed"](told, budgets, wishes)
 
 
 def account(report: Report) -> str:

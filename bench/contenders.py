@@ -41,12 +41,11 @@ class Contenders:
     folder: Path
     shape: LlamaShape
     threads: int
-    planner: str
     headroom_bytes: int
     block_rows: int | None
     sweep_tokens: int | None
     profile: Path | None
-    """Of this machine, for a planner that asks for it."""
+    """Of this machine, to plan by; else fixed rules decide."""
 
     @property
     def checkpoint(self) -> Path:
@@ -80,7 +79,6 @@ class Contenders:
         options = {
             "checkpoint": str(self.checkpoint),
             "spill_dir": str(self.spill_dir),
-            "planner": self.planner,
             "profile": str(self.profile) if self.profile else None,
             "limit_bytes": limit_bytes,
             "headroom_bytes": self.headroom_bytes,

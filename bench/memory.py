@@ -87,7 +87,6 @@ class Legs:
         options = {
             "checkpoint": str(self.model),
             "spill_dir": str(self.cache / "spill"),
-            "planner": "fixed",
             "host_bytes": 8 * _GIB,
             "block_rows": block_rows,
             "dtype": dtype,

@@ -119,7 +119,6 @@ def make_contenders(arguments: argparse.Namespace) -> Contenders:
         folder=arguments.cache,
         shape=LlamaShape.from_arguments(arguments),
         threads=len(arguments.cpus),
-        planner=arguments.planner,
         headroom_bytes=arguments.headroom_mib * 2**20,
         block_rows=arguments.block_rows,
         sweep_tokens=arguments.sweep_tokens,

@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.legs.job import Job, Result, emit, read_bytes, this_job, total_tokens
-from bench.workloads import Request, workload_of
+from bench.policies import planned, situation_of
+from bench.workloads import Request
 from engine.config import Budgets, Completion, Prompt, Sampling
 from engine.engine import Engine
-from engine.foresight import foresee
 from engine.memory.measure import measure_budgets
-from engine.planning.cost import with_spare_kv
-from engine.planning.planners import PLANNERS
 from engine.planning.planners.base import Situation, Wishes
 from engine.planning.policy import Policy
 from engine.planning.shape import ModelShape
-from engine.profiling.saved import read_hardware
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +42,9 @@ def load(job: Job) -> Engine:
         sweep_tokens=options.get("sweep_tokens"),
         situation=_situation(job),
     )
-    planner = PLANNERS[options["planner"]]
 
     def plan(shape: ModelShape, have: Budgets) -> Policy:
-        if wishes.situation is None:
-            return planner(_told(shape, job), have, wishes)
-        return with_spare_kv(shape, planner(shape, have, wishes), have)
+        return planned(shape, have, wishes, job.requests)
 
     return Engine.load(
         Path(options["checkpoint"]),
@@ -61,21 +55,17 @@ def load(job: Job) -> Engine:
 
 
 def _situation(job: Job) -> Situation | None:
-    """The machine of the `profile`, if one is given, and the job as it is."""
+    """Where a profile is given."""
     options = job.options
     if options.get("profile") is None:
         return None
-    foresight = foresee(Path(options["checkpoint"]), on_gpu=False, compute_dtype=options["dtype"])
-    hardware = read_hardware(Path(options["profile"]))
-    return Situation(hardware=hardware, work=foresight.work, workload=workload_of(job.requests))
-
-
-def _told(shape: ModelShape, job: Job) -> ModelShape:
-    """One that is told no workload keeps room for rows as long as the model's context: tell it the
-    longest to come.
-    """
-    longest = max(len(request.token_ids) + request.max_tokens for request in job.requests)
-    return dataclasses.replace(shape, max_context_tokens=min(shape.max_context_tokens, longest))
+    return situation_of(
+        Path(options["checkpoint"]),
+        job.requests,
+        Path(options["profile"]),
+        on_gpu=False,
+        compute_dtype=options["dtype"],
+    )
 
 
 def resident_bytes() -> int:

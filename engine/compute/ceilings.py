@@ -13,6 +13,7 @@ from engine.errors import PackError
 from engine.memory.manifest import Pack
 from engine.memory.placement import split_groups
 from engine.memory.shapes import largest_matrix
+from engine.memory.stopwatch import timed_s
 from engine.memory.tiers import PAGE_BYTES, DirectReader, HostArena, HostBuffer
 from engine.planning.ceilings import Ceilings
 from engine.planning.policy import Policy, Tier
@@ -24,8 +25,6 @@ _SCANNED_BYTES: Final = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 
 _MAX_MATRIX_ELEMENTS: Final = {"cpu": 2**22, "cuda": 2**25}
 _REPEATS: Final = 3
-_CALLS: Final = {"cpu": 1, "cuda": 8}
-"""In one try: on a GPU a call returns before it is done, and the next one is asked for meanwhile."""
 
 
 def ceilings_of(pack: Pack, policy: Policy) -> Ceilings:
@@ -120,14 +119,6 @@ def _copy_bytes_per_s(device: torch.device) -> float:
 
 
 def _best_s(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a call takes in the fastest try, the first not counted."""
-    times = []
-    num_calls = _CALLS[device.type]
-    for _ in range(_REPEATS + 1):
-        started_s = time.perf_counter()
-        for _ in range(num_calls):
-            run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append((time.perf_counter() - started_s) / num_calls)
-    return min(times[1:])
+    """Seconds that a call takes in the fastest trial, the first not counted."""
+    timed_s(run, device)
+    return min(timed_s(run, device) for _ in range(_REPEATS))

@@ -11,15 +11,13 @@ from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from engine.memory.stopwatch import Rate, rate_of
+from engine.compute.rates import rate_of_more
+from engine.memory.stopwatch import Rate
 
 _HIDDEN_SIZE: Final = 1024
 _HEAD_SIZE: Final = 64
 _NUM_TOKENS: Final = {"cpu": 256, "cuda": 32768}
 """On a GPU so many that computing takes longer than asking."""
-
-_LEAST_SHARE: Final = 0.02
-"""Of what many tokens take: a smaller difference from one is not told from none."""
 
 _NO_ATTENTION: Final = "freight_no_attention"
 
@@ -43,11 +41,9 @@ def elementwise_rate(*, dtype: torch.dtype, device: torch.device, seconds: float
     most = _NUM_TOKENS[device.type]
     run, num_values = _layer(most, dtype=dtype, device=device)
     amount = (most - 1) * num_values * dtype.itemsize
-    with torch.inference_mode():
-        many = rate_of(lambda: run(most), amount=1.0, device=device, seconds=seconds / 2)
-        one = rate_of(lambda: run(1), amount=1.0, device=device, seconds=seconds / 2)
-    more_s = max(1 / many.per_s - 1 / one.per_s, _LEAST_SHARE / many.per_s)
-    return Rate(per_s=amount / more_s, spread=many.spread)
+    return rate_of_more(
+        lambda: run(most), lambda: run(1), amount=amount, device=device, seconds=seconds
+    )
 
 
 def _layer(
@@ -77,7 +73,8 @@ def _layer(
 
     def run(count: int) -> object:
         some = tuple(each[:, :count] for each in rotations)
-        return layer(hidden[:, :count], position_embeddings=some, attention_mask=None)
+        with torch.inference_mode():
+            return layer(hidden[:, :count], position_embeddings=some, attention_mask=None)
 
     return run, num_values
 

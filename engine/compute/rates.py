@@ -143,7 +143,7 @@ def prompt_rate(
     pairs = [count * (count + 1) // 2 for count in (num_tokens, _TINY_PROMPT_TOKENS)]
     size = _PROMPT_HEADS_PER_KEY * _KV_HEADS * 2 * _HEAD_SIZE
     amount = 2 * size * _NUM_PROMPTS * (pairs[0] - pairs[1])
-    return _rate_of_more(many, tiny, amount=amount, device=device, seconds=seconds)
+    return rate_of_more(many, tiny, amount=amount, device=device, seconds=seconds)
 
 
 def product_overhead_s(*, seconds: float) -> float:
@@ -202,7 +202,7 @@ def expansion_rates(
     return [
         GemmRate(
             rows=num_rows,
-            rate=_rate_of_more(
+            rate=rate_of_more(
                 as_stored(num_rows),
                 ready(num_rows),
                 amount=side * side * stored_dtype.itemsize,
@@ -243,7 +243,7 @@ def _products(
     return product
 
 
-def _rate_of_more(
+def rate_of_more(
     more: Callable[[], object],
     less: Callable[[], object],
     *,

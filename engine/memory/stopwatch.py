@@ -32,13 +32,13 @@ def rate_of(
     """Each call does `amount` of it. Tries for `seconds`, but no fewer than three times; one that
     goes before is not counted.
     """
-    _timed_s(run, device)
+    timed_s(run, device)
     taken_s: list[float] = []
     ends_s = time.perf_counter() + seconds
     while len(taken_s) < _LEAST_TRIALS or (
         time.perf_counter() < ends_s and len(taken_s) < _MOST_TRIALS
     ):
-        taken_s.append(_timed_s(run, device))
+        taken_s.append(timed_s(run, device))
     return rate_of_trials(taken_s, amount=amount)
 
 
@@ -48,7 +48,8 @@ def rate_of_trials(taken_s: list[float], *, amount: float) -> Rate:
     return Rate(per_s=amount / middle, spread=(high - low) / middle)
 
 
-def _timed_s(run: Callable[[], object], device: torch.device) -> float:
+def timed_s(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call, of as many as a trial has; never 0."""
     num_calls = _CALLS[device.type]
     started_s = time.perf_counter()
     for _ in range(num_calls):

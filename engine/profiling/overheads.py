@@ -37,6 +37,8 @@ _UNIT_HIDDEN_SIZE: Final = 512
 _UNIT_LAYERS: Final = 4
 _UNIT_BYTES: Final = 2**18
 """What streams of a layer: little to read, in a layer that keeps the cores busy."""
+_UNIT_TOKENS: Final = 200
+"""Of each row: as many as there is room for, so that none is preempted."""
 
 _Way = Callable[[float], list[float]]
 """Seconds of sweeps of one kind, run for so long."""
@@ -150,14 +152,14 @@ def _unit_s(stack: contextlib.ExitStack, folder: Path, *, on_gpu: bool, seconds:
     shape = {
         "hidden_size": _UNIT_HIDDEN_SIZE,
         "intermediate_size": 4 * _UNIT_HIDDEN_SIZE,
-        "num_key_value_heads": 1,  # rows shall grow long in what there is for them
+        "num_key_value_heads": 1,
     }
     source = write_model(folder, transformers.LlamaConfig(**_common(_UNIT_LAYERS) | shape))
     whole, streamed = (
         stack.enter_context(_engine(source, place, on_gpu=on_gpu))
         for place in (_everything_resident, _little_streamed)
     )
-    prompts = _prompts(_ROWS[1], max_tokens=whole.max_context_tokens - _PROMPT_TOKENS)
+    prompts = _prompts(_ROWS[1], max_tokens=_UNIT_TOKENS)
     more_s: list[float] = []
     with _carrying(whole, prompts), _carrying(streamed, prompts):
         ends_s = time.perf_counter() + seconds
