@@ -168,22 +168,18 @@ def main(words: Sequence[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     cache: Path = arguments.cache / "planner"
     cache.mkdir(parents=True, exist_ok=True)
-    if arguments.profile is not None:
-        hardware = read_hardware(arguments.profile)
-    else:
-        hardware = measured_or_saved(
-            cache / "profile.json", spill_dir=cache, is_quick=arguments.quick
-        )
     scale = scale_of(is_quick=arguments.quick, seed=arguments.seed)
-    settings = [
-        prepare(case, cache=cache, scale=scale, hardware=hardware)
-        for case in spread_out(cases(), arguments.cases)
-    ]
-    # Repetitions are rounds over all cases: a slow spell of the machine meets them alike.
-    rounds = [
-        [setting.run(setting.planned(), is_planned=True) for setting in settings]
-        for _ in range(arguments.repetitions)
-    ]
+    rounds: list[list[Ran]] = []
+    settings: list[Setting] = []
+    # Repetitions are rounds over all cases: a slow spell of the machine meets them alike. Each is
+    # predicted by a profile of just before: hours later a shared machine is another one.
+    for _ in range(arguments.repetitions):
+        hardware = _profile(arguments, cache)
+        settings = [
+            prepare(case, cache=cache, scale=scale, hardware=hardware)
+            for case in spread_out(cases(), arguments.cases)
+        ]
+        rounds.append([setting.run(setting.planned(), is_planned=True) for setting in settings])
     print(table(list(zip(*rounds, strict=True))))
     of_cases = {setting.case: setting for setting in settings}
     grids = [
@@ -200,10 +196,18 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _profile(arguments: argparse.Namespace, cache: Path) -> Hardware:
+    if arguments.profile is not None:
+        return read_hardware(arguments.profile)
+    return measured_or_saved(
+        cache / "profile.json", spill_dir=cache, is_quick=arguments.quick, force=True
+    )
+
+
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cache", type=absolute, default=DEFAULT_CACHE)
-    parser.add_argument("--profile", type=Path, help="this machine's; else measured once")
+    parser.add_argument("--profile", type=Path, help="this machine's; else measured for each round")
     parser.add_argument("--json", type=Path, help="for the runs; else a file in the cache")
     parser.add_argument("--quick", action="store_true", help="smaller models, jobs and profile")
     parser.add_argument("--cases", type=int, default=24)

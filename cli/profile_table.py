@@ -41,8 +41,12 @@ def profile_table(hardware: "Hardware") -> Table:
     )
     costs = ", ".join(f"{what} {cost_s / _MICROSECOND_S:.0f} µs" for what, cost_s in overheads)
     table.add_row("overheads", "", costs, "")
-    if hardware.lost_beside_reads:
-        table.add_row("lost beside reads", "cpu", f"{hardware.lost_beside_reads:.0%}", "")
+    for what, lost in (
+        ("reads", hardware.lost_beside_reads),
+        ("fetches", hardware.lost_beside_fetches),
+    ):
+        if lost:
+            table.add_row(f"lost beside {what}", "cpu", f"{lost:.0%}", "")
     return table
 
 

@@ -98,6 +98,7 @@ class Engine:
         self._micro_batches = assembly.micro_batches
         self._executor: Executor | None = assembly.executor  # None: closed
         self._weight_counters = assembly.weights.counters
+        self._product_counters = assembly.products
         self._recorder = recorder
         self._closing = closing
 
@@ -349,6 +350,7 @@ class Engine:
         """Since the engine was loaded; two of them can be subtracted."""
         return self._recorder.report(
             self._weight_counters,
+            self._product_counters,
             preempted_rows=self._block.num_preempted,
             shared_tokens=self._block.num_shared_tokens,
         )

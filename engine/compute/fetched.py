@@ -14,6 +14,7 @@ import torch
 from engine.compute.packing import New, Packing, write_and_attend
 from engine.compute.routes import attention_span, sent_event
 from engine.compute.segments import Head, Segment, Span
+from engine.memory.copying import copy_by_one_thread
 from engine.memory.kv_cache import KVCache
 from engine.planning.policy import Tier
 from engine.timeline import Timeline, Track
@@ -179,12 +180,15 @@ class _Buffers:
             self._filled.synchronize()  # the last copy has left the staging
         self._grow(pools, num_slots)
         targets = self._staging if self._stream is not None else self._rooms
+        # Staging for a GPU is filled by as many threads as there are: no other computes meanwhile.
+        copy = torch.Tensor.copy_ if self._stream is not None else copy_by_one_thread
         for pool, room in zip(pools, targets, strict=True):
             target = _shaped(room, pool, num_slots)
             for span, slot in copies:
-                target[:, slot : slot + span.num_tokens] = pool[
-                    :, span.slot : span.slot + span.num_tokens
-                ]
+                copy(
+                    target[:, slot : slot + span.num_tokens],
+                    pool[:, span.slot : span.slot + span.num_tokens],
+                )
         if self._stream is not None:
             with torch.cuda.stream(self._stream):
                 for pool, room, source in zip(pools, self._rooms, self._staging, strict=True):

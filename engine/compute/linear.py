@@ -4,8 +4,12 @@ Takes the forward of every module that holds a sliced weight. Knows nothing of w
 from.
 """
 
+import contextlib
+import dataclasses
 import functools
 import math
+import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
@@ -29,11 +33,22 @@ _MOST_TILE_ROWS: Final = 1024
 _LEAST_TILE_ROWS: Final = 32
 
 
+@dataclasses.dataclass(slots=True)
+class ProductCounters:
+    """Seconds that products have taken, making weights ready among them and waiting for them not. Of a GPU
+    0: there they are only asked for.
+    """
+
+    taken_s: float = 0.0
+
+
 class Multiplier:
     """Multiplies by stored rows, tile by tile where they must be converted first."""
 
     def __init__(self, gemm: Gemm, device: torch.device) -> None:
         self.gemm = gemm
+        self.counters = ProductCounters()
+        self._is_timed = device.type == "cpu"
         self._scratch = torch.empty(TILE_BYTES, dtype=torch.uint8, device=device)
 
     def linear(
@@ -78,10 +93,11 @@ class Multiplier:
         """(rows, in) by stored (out, in) into `product` (rows, out), a view if need be."""
         if not len(rows):
             return
-        if stored.is_mkldnn:
-            product.copy_(multiply_packed(rows, stored))
-            return
-        self._multiply(self.gemm.kernel(len(rows)), rows, stored, product)
+        with self._timed():
+            if stored.is_mkldnn:
+                product.copy_(multiply_packed(rows, stored))
+            else:
+                self._multiply(self.gemm.kernel(len(rows)), rows, stored, product)
 
     def _multiply(
         self, kernel: Kernel, rows: torch.Tensor, stored: torch.Tensor, product: torch.Tensor
@@ -108,16 +124,17 @@ class Multiplier:
         self, rows: torch.Tensor, stored: torch.Tensor, product: torch.Tensor
     ) -> None:
         """Adds (rows, in) by stored (in, out) to `product` (rows, out), of float32 at least."""
-        tile = self._tile_rows(stored, rows.dtype)
-        for first in range(0, len(stored), tile):
-            values = values_of(
-                stored[first : first + tile], dtype=rows.dtype, scratch=self._scratch
-            )
-            share = rows[:, first : first + tile]
-            if product.dtype == share.dtype:
-                product.addmm_(share, values)
-            else:
-                product += share @ values
+        with self._timed():
+            tile = self._tile_rows(stored, rows.dtype)
+            for first in range(0, len(stored), tile):
+                values = values_of(
+                    stored[first : first + tile], dtype=rows.dtype, scratch=self._scratch
+                )
+                share = rows[:, first : first + tile]
+                if product.dtype == share.dtype:
+                    product.addmm_(share, values)
+                else:
+                    product += share @ values
 
     def _is_one_call(self, rows: torch.Tensor, weight: Matrix) -> bool:
         """Whether all of the matrix lies here, ready to be multiplied by."""
@@ -129,9 +146,17 @@ class Multiplier:
         return stored.dtype == rows.dtype and self._tile_rows(stored, rows.dtype) >= len(stored)
 
     def _kernel(self, rows: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
-        if stored.is_mkldnn:
-            return multiply_packed(rows, stored)
-        return self.gemm.kernel(len(rows))(rows.contiguous(), stored)
+        with self._timed():
+            if stored.is_mkldnn:
+                return multiply_packed(rows, stored)
+            return self.gemm.kernel(len(rows))(rows.contiguous(), stored)
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        started_s = time.perf_counter()
+        yield
+        if self._is_timed:
+            self.counters.taken_s += time.perf_counter() - started_s
 
     def _tile_rows(self, stored: torch.Tensor, dtype: torch.dtype) -> int:
         """All rows at once, unless they must be converted or a CPU kernel may copy them."""

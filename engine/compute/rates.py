@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -16,7 +15,6 @@ from engine.compute.linear import Multiplier
 from engine.compute.packing import New, Packing, write_and_attend
 from engine.compute.segments import Head, Segment
 from engine.memory.kv_cache import KVCache, KVShape
-from engine.memory.links import disk_reader
 from engine.memory.stopwatch import Rate, rate_of
 from engine.planning.policy import Tier
 
@@ -33,13 +31,11 @@ _NUM_PROMPTS: Final = 4
 _TINY_PROMPT_TOKENS: Final = 4
 _PROMPT_HEADS_PER_KEY: Final = 2
 _FEW_ROWS: Final = 32
-_SOME_ROWS: Final = 96
 _SMALL_SIDE: Final = 512
 _TINY_SIDE: Final = 32
 _MOST_MATRICES: Final = 256
 _MOST_LAYERS: Final = 64
 _NUM_TURNS: Final = 3
-_NUM_PAIRS: Final = 9
 _LEAST_SHARE: Final = 0.02
 """Of what is timed: a smaller difference is not told from none."""
 
@@ -57,7 +53,7 @@ def gemm_rates(
 ) -> list[GemmRate]:
     """By matrices in compute dtype that stay where they are, laid out as the engine lays them."""
     side = _SIDE[device.type]
-    product = _products(side, dtype=dtype, device=device)
+    product = products_of(side, dtype=dtype, device=device)
     return [
         GemmRate(
             rows=num_rows,
@@ -150,7 +146,7 @@ def product_overhead_s(*, seconds: float) -> float:
     """Of a float32 product on a CPU, beside its arithmetic and beside what a tiny one takes."""
     device = torch.device("cpu")
     runs = [
-        _products(side, dtype=torch.float32, device=device)(_FEW_ROWS)
+        products_of(side, dtype=torch.float32, device=device)(_FEW_ROWS)
         for side in (_SMALL_SIDE, 2 * _SMALL_SIDE, _TINY_SIDE)
     ]
     small, large, tiny = (
@@ -159,27 +155,6 @@ def product_overhead_s(*, seconds: float) -> float:
     )
     # The larger one has four times as much to do.
     return max(0.0, small - (large - small) / 3 - tiny)
-
-
-def lost_beside_reads(
-    folder: Path, *, request_bytes: int, file_bytes: int, seconds: float
-) -> float:
-    """Of float32 products' rate on a CPU, the share that is lost while the disk is read: of the
-    middle one of pairs, each of which others' load meets alike. Raises OSError.
-    """
-    device = torch.device("cpu")
-    run = _products(_SIDE["cpu"] // 2, dtype=torch.float32, device=device)(_SOME_ROWS)
-
-    def per_s() -> float:
-        return rate_of(run, amount=1.0, device=device, seconds=seconds / 2 / _NUM_PAIRS).per_s
-
-    left = []
-    with disk_reader(folder, request_bytes=request_bytes, file_bytes=file_bytes) as reading:
-        for _ in range(_NUM_PAIRS):
-            alone = per_s()
-            with reading():
-                left.append(per_s() / alone)
-    return max(0.0, 1.0 - statistics.median(left))
 
 
 def expansion_rates(
@@ -196,7 +171,7 @@ def expansion_rates(
     """
     side = _SIDE[device.type] // 2
     as_stored, ready = (
-        _products(side, dtype=dtype, device=device, stored=stored)
+        products_of(side, dtype=dtype, device=device, stored=stored)
         for stored in (stored_dtype, None)
     )
     return [
@@ -214,7 +189,7 @@ def expansion_rates(
     ]
 
 
-def _products(
+def products_of(
     side: int, *, dtype: torch.dtype, device: torch.device, stored: torch.dtype | None = None
 ) -> Callable[[int], Callable[[], object]]:
     """Of so many rows, by one square matrix after the other: as it is stored, or ready, laid out as the

@@ -10,9 +10,14 @@ from engine.planning.hardware import Hardware
 DISK, BUS, ATTENTION, COMPUTE = "disk read", "bus", "attention", "compute"
 """The terms: what can be told apart in a run. Compute is all of it but attention, overheads too."""
 
+PRODUCTS, BETWEEN = "products", "between products"
+"""Of compute, what a run on a CPU tells apart: products, what makes weights ready for them, and the head;
+and all else, overheads too.
+"""
+
 EXPANSION, OVERHEAD = "expansion", "overhead"
-"""Of compute, what turns stored weights to another dtype, and what is by the call: parts that one run does
-not tell from the rest. Runs that differ in nothing else do.
+"""Of products, what turns stored weights to another dtype, and of what lies between them, what is by the
+call: parts that one run does not tell from the rest. Runs that differ in nothing else do.
 """
 
 LEAST: Final = 0.5
@@ -43,13 +48,14 @@ class Corrections:
         """The machine as runs have found it."""
         disk, bus = self.factor(DISK), self.factor(BUS)
         attention, compute = self.factor(ATTENTION), self.factor(COMPUTE)
-        expansion, overhead = self.factor(EXPANSION), compute * self.factor(OVERHEAD)
+        products, between = compute * self.factor(PRODUCTS), compute * self.factor(BETWEEN)
+        expansion, overhead = self.factor(EXPANSION), between * self.factor(OVERHEAD)
         return dataclasses.replace(
             hardware,
             disk_read=hardware.disk_read.scaled(1 / disk),
             to_gpu_pinned_bytes_per_s=_slower(hardware.to_gpu_pinned_bytes_per_s, bus),
             to_gpu_plain_bytes_per_s=_slower(hardware.to_gpu_plain_bytes_per_s, bus),
-            gemm={kind: curve.scaled(1 / compute) for kind, curve in hardware.gemm.items()},
+            gemm={kind: curve.scaled(1 / products) for kind, curve in hardware.gemm.items()},
             attention_bytes_per_s={
                 kind: curve.scaled(1 / attention)
                 for kind, curve in hardware.attention_bytes_per_s.items()
@@ -59,11 +65,11 @@ class Corrections:
                 for kind, curve in hardware.prompt_flops_per_s.items()
             },
             expand_bytes_per_s={
-                kind: curve.scaled(1 / (compute * (expansion if _is_turned(kind) else 1.0)))
+                kind: curve.scaled(1 / (products * (expansion if _is_turned(kind) else 1.0)))
                 for kind, curve in hardware.expand_bytes_per_s.items()
             },
             elementwise_bytes_per_s={
-                kind: rate / compute for kind, rate in hardware.elementwise_bytes_per_s.items()
+                kind: rate / between for kind, rate in hardware.elementwise_bytes_per_s.items()
             },
             layer_overhead_s=hardware.layer_overhead_s * overhead,
             row_overhead_s=hardware.row_overhead_s * overhead,

@@ -112,7 +112,9 @@ class Hardware:
     unit_overhead_s: float = 0.0
     """Of one unit of weights that streams: waited for no longer, and handed over and back."""
     lost_beside_reads: float = 0.0
-    """Of what a CPU computes a second, the share that is lost while the disk is read."""
+    """Of what a CPU computes a second, the share that is lost while weights are read from disk."""
+    lost_beside_fetches: float = 0.0
+    """The same while rows' keys and values are copied from there."""
     prompt_flops_per_s: Mapping[str, RateCurve] = dataclasses.field(default_factory=dict)
     others_share: float = 0.0
     """Of the cores' time, what other processes took while this was measured."""
@@ -181,6 +183,7 @@ _OPTIONAL: Final = frozenset(
         "product_overhead_s",
         "unit_overhead_s",
         "lost_beside_reads",
+        "lost_beside_fetches",
         "prompt_flops_per_s",
         "others_share",
     }

@@ -206,11 +206,18 @@ def attention_s(
 
 
 def overhead_s(
-    model: Model, policy: Policy, load: Load, *, layer: int, num_units: int, read_s: float
+    model: Model,
+    policy: Policy,
+    load: Load,
+    *,
+    layer: int,
+    num_units: int,
+    read_s: float,
+    fetched_s: float,
 ) -> float:
     """Of one layer: K visits, and the products in each; what its experts do that have any of T / K
-    tokens, and their products; once, the units that it comes in, and what reading them takes from a
-    CPU that computes.
+    tokens, and their products; once, the units that it comes in, and what reading them, and keys and
+    values of rows on disk, takes from a CPU that computes.
     """
     hardware, work = model.hardware, model.work
     count = micro_batches(policy, load)
@@ -220,12 +227,18 @@ def overhead_s(
         its_s = work.expert_products[layer] * hardware.product_overhead_s
         met = _met_experts(model, load.tokens / count)
         visit_s += met * (hardware.expert_overhead_s + its_s)
-    return count * visit_s + num_units * hardware.unit_overhead_s + lost_s(model, policy, read_s)
+    beside_s = lost_s(model, policy, read_s=read_s, fetched_s=fetched_s)
+    return count * visit_s + num_units * hardware.unit_overhead_s + beside_s
 
 
-def lost_s(model: Model, policy: Policy, read_s: float) -> float:
-    """Of compute, beside reads that take so long: lost share * read_s, on a CPU."""
-    return read_s * model.hardware.lost_beside_reads if policy.compute is Tier.CPU else 0.0
+def lost_s(model: Model, policy: Policy, *, read_s: float, fetched_s: float) -> float:
+    """Of compute on a CPU, beside what takes so long: lost share of reads * read_s, and of fetches *
+    fetched_s.
+    """
+    if policy.compute is not Tier.CPU:
+        return 0.0
+    hardware = model.hardware
+    return read_s * hardware.lost_beside_reads + fetched_s * hardware.lost_beside_fetches
 
 
 def sweep_overhead_s(model: Model, policy: Policy, load: Load) -> float:

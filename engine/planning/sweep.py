@@ -81,20 +81,24 @@ class Sweep:
     def _lanes(self, load: Load, kept_tokens: float) -> _Lanes:
         model, policy = self._model, self._policy
         shares = roofline.kv_shares(model, policy, kept_tokens)
-        per_layer = [self._layer(load, shares, each) for each in self._alike]
+        kv_disk_s = roofline.kv_disk_s(model, policy, load, shares[Tier.DISK])
+        fetched_s = kv_disk_s / max(1, model.shape.num_layers)
+        per_layer = [self._layer(load, shares, each, fetched_s=fetched_s) for each in self._alike]
         total: dict[str, float] = collections.defaultdict(float)
         for each, of_layer in zip(self._alike, per_layer, strict=True):
             for name, value in of_layer.items():
                 total[name] += value * len(each.layers)
         for name, value in self._last(load).items():
             total[name] += value
-        total["kv_disk_s"] += roofline.kv_disk_s(model, policy, load, shares[Tier.DISK])
+        total["kv_disk_s"] += kv_disk_s
         total["store_s"] += roofline.disk_store_s(model, load, shares[Tier.DISK])
         total["disk_read_s"] += sum(tile.read_s for tile in self._tiles)
         total["bus_s"] += sum(tile.copy_s for tile in self._tiles)
         return _Lanes(per_layer=per_layer, total=total)
 
-    def _layer(self, load: Load, shares: Mapping[Tier, float], each: _Alike) -> dict[str, float]:
+    def _layer(
+        self, load: Load, shares: Mapping[Tier, float], each: _Alike, *, fetched_s: float
+    ) -> dict[str, float]:
         """One layer's seconds, by term."""
         model, policy, layer = self._model, self._policy, each.first
         times = self._times(each.split, each.units)
@@ -132,6 +136,7 @@ class Sweep:
                 layer=layer,
                 num_units=each.units.count,
                 read_s=times.read_s,
+                fetched_s=fetched_s,
             ),
         }
 

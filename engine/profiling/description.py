@@ -66,6 +66,7 @@ def _as_called(measured: Measured, versions: Mapping[str, str], measured_on: str
         product_overhead_s=costs.product_s,
         unit_overhead_s=costs.unit_s,
         lost_beside_reads=costs.lost_beside_reads,
+        lost_beside_fetches=costs.lost_beside_fetches,
         others_share=round(measured.others_share, 4),
         spread={name: round(measured.spread(figure), 4) for name, figure in _SPREADS.items()},
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -10,11 +11,11 @@ import torch
 
 from engine.compute.elementwise import elementwise_rate
 from engine.compute.gemm import kernels_for
+from engine.compute.lost import lost_beside_fetches, lost_beside_reads
 from engine.compute.rates import (
     attention_rate,
     expansion_rates,
     gemm_rates,
-    lost_beside_reads,
     product_overhead_s,
     prompt_rate,
 )
@@ -25,10 +26,11 @@ from engine.memory.measure import measure_budgets
 from engine.planning.policy import Tier
 from engine.planning.units import UNIT_BYTES
 from engine.profiling.description import hardware_of
+from engine.profiling.looks import Look, middle_measurements, middle_overheads
 from engine.profiling.measurement import Figure, Measured, Measurement
 from engine.profiling.others import OthersWatch
 from engine.profiling.overheads import Overheads, measure_overheads
-from engine.profiling.probe import Probe, factors_of
+from engine.profiling.probe import Probe, factors_of, run_probes
 
 Progress = Callable[[int, int, str], None]
 """Steps done, steps in all, and what the next one is; empty at the end."""
@@ -49,8 +51,9 @@ _COPIES: Final = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long is looked at what: `seconds` for each figure."""
+    """How long is looked at what: `seconds` for each figure, in each of so many `looks`."""
 
+    looks: int
     seconds: float
     overhead_s: float
     gemm_rows: tuple[int, ...]
@@ -64,20 +67,24 @@ class Effort:
 
 
 FULL: Final = Effort(
-    seconds=0.8,
-    overhead_s=9.0,
+    looks=3,
+    seconds=0.2,
+    overhead_s=2.4,
     gemm_rows=tuple(2**power for power in range(11)),
-    expanding_rows=(4, 32, 256),
+    expanding_rows=(4, 32, 256, 1024),
     heads_per_key=(1, 4, 8),
     prompt_tokens=(16, 64, 256, 1024),
     request_bytes=tuple(2**power for power in (14, 16, 18, 20, 22, 23, 25, 26)),
     file_bytes=2**28,
     scanned_bytes=2**28,
-    probe=Probe(layers=3, hidden=1024, rows=64, prompt_tokens=32, output_tokens=24, rounds=3),
+    probe=Probe(
+        layers=3, hidden=1024, rows=64, rows_a_sweep=4, prompt_tokens=32, output_tokens=16, rounds=2
+    ),
 )
 """About a minute."""
 
 QUICK: Final = Effort(
+    looks=1,
     seconds=0.03,
     overhead_s=0.5,
     gemm_rows=(1, 8, 32, 128, 512),
@@ -87,11 +94,14 @@ QUICK: Final = Effort(
     request_bytes=(2**16, 2**20, 2**23, 2**25),
     file_bytes=2**26,
     scanned_bytes=2**26,
-    probe=Probe(layers=2, hidden=512, rows=32, prompt_tokens=32, output_tokens=12, rounds=2),
+    probe=Probe(
+        layers=2, hidden=512, rows=32, rows_a_sweep=4, prompt_tokens=32, output_tokens=12, rounds=2
+    ),
 )
 """A few seconds."""
 
-_Step = tuple[str, Callable[[], Sequence[Measurement]]]
+_Figures = tuple[str, Callable[[], Sequence[Measurement]]]
+_Step = tuple[str, Callable[[Look], None]]
 
 
 def measure(spill_dir: Path, *, effort: Effort, progress: Progress | None = None) -> Measured:
@@ -103,35 +113,50 @@ def measure(spill_dir: Path, *, effort: Effort, progress: Progress | None = None
     others = OthersWatch()
     has_gpu = budgets.gpu_bytes > 0
     tell = progress or (lambda done, total, name: None)
-    steps = [
-        *_of_links(spill_dir, effort, has_gpu=has_gpu),
-        *_of_units(effort, has_gpu=has_gpu),
-    ]
-    devices = ("cpu", "gpu") if has_gpu else ("cpu",)
-    measurements: list[Measurement] = []
-    total = len(steps) + len(devices) + 1
-    for done, (name, step) in enumerate(steps):
+    steps = _steps(spill_dir, effort, has_gpu=has_gpu)
+    total = effort.looks * len(steps)
+    looks = [Look() for _ in range(effort.looks)]
+    for done, (look, (name, step)) in enumerate(itertools.product(looks, steps)):
         tell(done, total, name)
-        measurements += step()
-    overheads: dict[str, Overheads] = {}
-    for done, device in enumerate(devices, start=len(steps)):
-        tell(done, total, f"overheads on the {device}")
-        overheads[device] = _overheads(spill_dir, effort, device)
-    tell(total - 1, total, "a run")
+        step(look)
+    tell(total, total, "")
     measured = Measured(
         host_bytes=budgets.host_bytes,
         gpu_bytes=budgets.gpu_bytes,
         disk_bytes=budgets.disk_bytes,
-        measurements=tuple(measurements),
-        overheads=overheads,
+        measurements=middle_measurements([look.measurements for look in looks]),
+        overheads=middle_overheads([look.overheads for look in looks]),
+        others_share=others.share(),
     )
     hardware = hardware_of(measured, {"cpu": "this one"})
-    factors = factors_of(hardware, spill_dir, effort.probe, on_gpu=has_gpu)
-    tell(total, total, "")
-    return dataclasses.replace(measured, factors=factors, others_share=others.share())
+    factors = factors_of(hardware, [look.probed for look in looks], on_gpu=has_gpu)
+    return dataclasses.replace(measured, factors=factors)
 
 
-def _of_links(spill_dir: Path, effort: Effort, *, has_gpu: bool) -> Iterator[_Step]:
+def _steps(spill_dir: Path, effort: Effort, *, has_gpu: bool) -> list[_Step]:
+    """Of one look: every figure, then overheads, then small jobs."""
+
+    def figures(read: Callable[[], Sequence[Measurement]], look: Look) -> None:
+        look.measurements += read()
+
+    def overheads(device: str, look: Look) -> None:
+        look.overheads[device] = _overheads(spill_dir, effort, device)
+
+    def probes(look: Look) -> None:
+        look.probed += run_probes(spill_dir, effort.probe, on_gpu=has_gpu)
+
+    read = [*_of_links(spill_dir, effort, has_gpu=has_gpu), *_of_units(effort, has_gpu=has_gpu)]
+    return [
+        *((name, functools.partial(figures, each)) for name, each in read),
+        *(
+            (f"overheads on the {device}", functools.partial(overheads, device))
+            for device in (("cpu", "gpu") if has_gpu else ("cpu",))
+        ),
+        ("a run", probes),
+    ]
+
+
+def _of_links(spill_dir: Path, effort: Effort, *, has_gpu: bool) -> Iterator[_Figures]:
     yield "disk", functools.partial(_disk, spill_dir, effort)
     yield "memory", functools.partial(_memory, _CPU, effort)
     if has_gpu:
@@ -141,7 +166,7 @@ def _of_links(spill_dir: Path, effort: Effort, *, has_gpu: bool) -> Iterator[_St
             yield str(figure), copy
 
 
-def _of_units(effort: Effort, *, has_gpu: bool) -> Iterator[_Step]:
+def _of_units(effort: Effort, *, has_gpu: bool) -> Iterator[_Figures]:
     computing = [(_CPU, torch.float32), (_CPU, torch.bfloat16)]
     if has_gpu:
         # Keys and values of a GPU's dtype may be attended to where they lie.
@@ -275,13 +300,18 @@ def _overheads(spill_dir: Path, effort: Effort, device: str) -> Overheads:
     if device == "gpu":
         return found
     try:
-        lost = lost_beside_reads(
+        read = lost_beside_reads(
             spill_dir,
             request_bytes=UNIT_BYTES[Tier.CPU],
             file_bytes=effort.file_bytes,
             seconds=effort.overhead_s / 4,
         )
+        fetched = lost_beside_fetches(spill_dir, seconds=effort.overhead_s / 4)
     except OSError as error:
         raise _not_measured(spill_dir, effort, error) from error
-    product_s = product_overhead_s(seconds=effort.seconds)
-    return dataclasses.replace(found, product_s=product_s, lost_beside_reads=lost)
+    return dataclasses.replace(
+        found,
+        product_s=product_overhead_s(seconds=effort.seconds),
+        lost_beside_reads=read,
+        lost_beside_fetches=fetched,
+    )

@@ -48,7 +48,7 @@ _Place = Callable[[ModelShape, Budgets], Policy]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Overheads:
-    """Of a CPU's rate, `lost_beside_reads`. Seconds: of a sweep whatever it carries, of each step, of each row, of each row in each step; of
+    """Of a CPU's rate, what is `lost_beside_...` weights' reads and keys' and values' fetches. Seconds: of a sweep whatever it carries, of each step, of each row, of each row in each step; of
     each prompt in each step, and of each expert in it that has tokens; of each unit that streams, and
     of each product that is no tiny one.
     """
@@ -62,6 +62,7 @@ class Overheads:
     unit_s: float = 0.0
     product_s: float = 0.0
     lost_beside_reads: float = 0.0
+    lost_beside_fetches: float = 0.0
 
 
 def measure_overheads(spill_dir: Path, *, on_gpu: bool, seconds: float) -> Overheads:

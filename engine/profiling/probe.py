@@ -2,8 +2,8 @@
 kernels take in a run than in a loop of nothing else.
 """
 
+import contextlib
 import dataclasses
-import functools
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,18 @@ import transformers
 
 from engine.config import Budgets, Prompt, Sampling
 from engine.engine import Engine
-from engine.foresight import foresee
+from engine.foresight import Foresight, foresee
 from engine.planning.corrections import (
     ATTENTION,
+    BETWEEN,
     COMPUTE,
     EXPANSION,
     OVERHEAD,
+    PRODUCTS,
     Correction,
     Corrections,
 )
+from engine.planning.flops import Work
 from engine.planning.hardware import Hardware
 from engine.planning.load import Load
 from engine.planning.policy import Policy, Split, Tier
@@ -43,126 +46,206 @@ _MOST: Final = 3.0
 _FEWER: Final = 8
 """Times: few rows beside many."""
 
+_PRODUCTS: Final = ("gemm_s", "head_s", "expand_s")
 _HEAD_SIZE: Final = 64
 _BUDGET_BYTES: Final = 2**31
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A job of rows that start and end together, run `rounds` times."""
+    """A job of rows of which `rows_a_sweep` start with each sweep until all have, run `rounds` times: as
+    in a block, prompts are computed beside rows that decode.
+    """
 
     layers: int
     hidden: int
     rows: int
+    rows_a_sweep: int
     prompt_tokens: int
     output_tokens: int
     rounds: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
-    """Seconds that were foreseen, by term, and that the median round took. On a GPU attention is part of
-    what its layers take.
+class Ran:
+    """One probe with one model: what it is foreseen by, and what the median of its rounds took. On a GPU
+    attention is part of what its layers take.
     """
+
+    shape: ModelShape
+    work: Work
+    policy: Policy
+    probe: Probe
+    taken_s: float
+    attended_s: float
+    products_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """Seconds that were foreseen, by term, and that the median look took."""
 
     foreseen: Mapping[str, float]
     taken_s: float
     attended_s: float
+    products_s: float
 
     @property
     def attention_s(self) -> float:
         return self.foreseen["attention_s"]
 
     @property
+    def overhead_s(self) -> float:
+        return self.foreseen["overhead_s"]
+
+    @property
     def all_s(self) -> float:
         return sum(self.foreseen.values())
 
 
-def factors_of(
-    hardware: Hardware, spill_dir: Path, probe: Probe, *, on_gpu: bool
-) -> Mapping[str, float]:
-    """By term, how many times as long a run takes as `hardware` foresees: the median round's.
-
-    Few rows beside many tell what is by the call from what is by the FLOP. On a CPU a second model,
-    alike but stored in fewer bits, tells what turning its weights takes. A seeded model lies in a
-    folder in `spill_dir` that is gone afterwards.
+def run_probes(spill_dir: Path, probe: Probe, *, on_gpu: bool) -> tuple[Ran, ...]:
+    """Many rows, and few; on a CPU many again with a model that is alike but stored in fewer bits. They
+    take turns. The seeded models lie in a folder in `spill_dir` that is gone afterwards.
     """
-    run = functools.partial(_found, spill_dir=spill_dir, on_gpu=on_gpu)
-    few_rows = dataclasses.replace(probe, rows=max(1, probe.rows // _FEWER))
-    many, few = run(hardware, (probe, few_rows), stored=torch.float32)
-    compute, overhead = work_and_overhead(many, few, on_gpu=on_gpu)
-    attention = compute if on_gpu else _bounded(many.attended_s / many.attention_s)
-    factors = {ATTENTION: attention, COMPUTE: compute, OVERHEAD: overhead / compute}
+    few = dataclasses.replace(probe, rows=max(1, probe.rows // _FEWER))
+    runs = [(torch.float32, probe), (torch.float32, few)]
+    if not on_gpu:
+        runs.append((torch.bfloat16, probe))
+    with contextlib.ExitStack() as stack:
+        folder = tempfile.TemporaryDirectory(dir=spill_dir, prefix=PREFIX)
+        path = Path(stack.enter_context(folder))
+        loaded = {
+            stored: _load(stack, path / str(stored), probe, stored=stored, on_gpu=on_gpu)
+            for stored in dict.fromkeys(stored for stored, _ in runs)
+        }
+        for engine, _, _ in loaded.values():
+            _run(engine, few)
+        rounds = [
+            [_run(loaded[stored][0], each) for stored, each in runs] for _ in range(probe.rounds)
+        ]
+    return tuple(
+        _ran(*loaded[stored][1:], each, reports)
+        for (stored, each), reports in zip(runs, zip(*rounds, strict=True), strict=True)
+    )
+
+
+def factors_of(
+    hardware: Hardware, looks: Sequence[Sequence[Ran]], *, on_gpu: bool
+) -> Mapping[str, float]:
+    """By term, how many times as long the median of the `looks` took as `hardware` foresees."""
+    probes = list(zip(*looks, strict=True))
+    many, few = (_compared(hardware, its) for its in probes[:2])
     if on_gpu:
+        compute, overhead = of_all(many, few)
+        factors = {ATTENTION: compute, COMPUTE: compute, OVERHEAD: overhead / compute}
         return MappingProxyType(factors)
+    between, overhead = of_rest(many, few)
+    factors = {
+        ATTENTION: _bounded(many.attended_s / many.attention_s),
+        PRODUCTS: _bounded(many.products_s / sum(many.foreseen[name] for name in _PRODUCTS)),
+        BETWEEN: between,
+        OVERHEAD: overhead / between,
+    }
     terms = {term: Correction(factor=factor) for term, factor in factors.items()}
-    corrected = Corrections(measured_on=hardware.measured_on, terms=terms).applied_to(hardware)
-    (turned,) = run(corrected, (probe,), stored=torch.bfloat16)
-    turning_s = turned.foreseen["expand_s"]
-    others_s = turned.all_s - turned.attention_s - turning_s
-    factors[EXPANSION] = _bounded((turned.taken_s - turned.attended_s - others_s) / turning_s)
+    found = Corrections(measured_on=hardware.measured_on, terms=terms)
+    factors[EXPANSION] = turning(found.applied_to(hardware), as_is=probes[0], turned=probes[2])
     return MappingProxyType(factors)
 
 
-def work_and_overhead(many: Compared, few: Compared, *, on_gpu: bool) -> tuple[float, float]:
-    """Factors of the two, for which both runs take as long as foreseen; within bounds, the many rows'."""
+def of_all(many: Compared, few: Compared) -> tuple[float, float]:
+    """Factors of what goes with tokens and of what is by the call, where nothing else is told apart."""
+    return _two_factors(
+        taken_s=(many.taken_s, few.taken_s),
+        work_s=(many.all_s - many.overhead_s, few.all_s - few.overhead_s),
+        overhead_s=(many.overhead_s, few.overhead_s),
+    )
 
-    def parts(found: Compared) -> tuple[float, float, float]:
-        overhead_s = found.foreseen["overhead_s"]
-        if on_gpu:
-            return found.taken_s, found.all_s - overhead_s, overhead_s
-        work_s = found.all_s - found.attention_s - overhead_s
-        return found.taken_s - found.attended_s, work_s, overhead_s
 
-    taken_s, work_s, overhead_s = parts(many)
-    few_taken_s, few_work_s, few_overhead_s = parts(few)
-    determinant = work_s * few_overhead_s - few_work_s * overhead_s
+def of_rest(many: Compared, few: Compared) -> tuple[float, float]:
+    """The same of what is left beside attention and products."""
+    return _two_factors(
+        taken_s=(_rest_s(many), _rest_s(few)),
+        work_s=(many.foreseen["elementwise_s"], few.foreseen["elementwise_s"]),
+        overhead_s=(many.overhead_s, few.overhead_s),
+    )
+
+
+def _rest_s(found: Compared) -> float:
+    return found.taken_s - found.attended_s - found.products_s
+
+
+def _two_factors(
+    *,
+    taken_s: tuple[float, float],
+    work_s: tuple[float, float],
+    overhead_s: tuple[float, float],
+) -> tuple[float, float]:
+    """For which runs of many and of few rows take as long as foreseen; within bounds, the many rows'."""
+    determinant = work_s[0] * overhead_s[1] - work_s[1] * overhead_s[0]
     overhead = 1.0
     if determinant > 0:
-        overhead = _bounded((work_s * few_taken_s - few_work_s * taken_s) / determinant)
-    return _bounded((taken_s - overhead * overhead_s) / work_s), overhead
+        overhead = _bounded((work_s[0] * taken_s[1] - work_s[1] * taken_s[0]) / determinant)
+    return _bounded((taken_s[0] - overhead * overhead_s[0]) / work_s[0]), overhead
+
+
+def turning(hardware: Hardware, *, as_is: Sequence[Ran], turned: Sequence[Ran]) -> float:
+    """How many times as long turning weights took as foreseen: by what products of weights to be turned
+    took longer, in the median look, than those of weights that were not.
+    """
+    pairs = zip(as_is, turned, strict=True)
+    more_s = statistics.median(its.products_s - less.products_s for less, its in pairs)
+    before_s, foreseen_s = (
+        sum(_compared(hardware, its).foreseen[name] for name in _PRODUCTS)
+        for its in (as_is, turned)
+    )
+    return _bounded(more_s / (foreseen_s - before_s))
 
 
 def _bounded(factor: float) -> float:
     return min(_MOST, max(_LEAST, factor))
 
 
-def _found(
-    hardware: Hardware,
-    probes: Sequence[Probe],
-    *,
-    spill_dir: Path,
-    on_gpu: bool,
-    stored: torch.dtype,
-) -> list[Compared]:
-    """Of each, in turns, by one engine; the first has the most rows."""
-    most = probes[0]
-    with tempfile.TemporaryDirectory(dir=spill_dir, prefix=PREFIX) as folder:
-        source = write_model(Path(folder) / "model", _config(most), stored)
-        budgets = Budgets(
-            gpu_bytes=_BUDGET_BYTES if on_gpu else 0,
-            host_bytes=_BUDGET_BYTES,
-            disk_bytes=_BUDGET_BYTES,
-            spill_dir=Path(folder) / "spill",
-        )
-        foresight = foresee(source, on_gpu=on_gpu)
-        policy = _resident(foresight.shape, most, on_gpu=on_gpu)
-        model = Model(shape=foresight.shape, work=foresight.work, hardware=hardware)
-        with Engine.load(source, budgets=budgets, policy=policy) as engine:
-            _run(engine, probes[-1])
-            rounds = [[_run(engine, each) for each in probes] for _ in range(most.rounds)]
-    return [
-        _compared(_foreseen(model, policy, each), reports)
-        for each, reports in zip(probes, zip(*rounds, strict=True), strict=True)
-    ]
+_Loaded = tuple[Engine, Foresight, Policy]
 
 
-def _compared(foreseen: Sequence[SweepTerms], rounds: Sequence[Report]) -> Compared:
-    sweeps = [terms.as_dict() for terms in foreseen]
-    return Compared(
-        foreseen={name: sum(each[name] for each in sweeps) for name in sweeps[0]},
+def _load(
+    stack: contextlib.ExitStack, folder: Path, probe: Probe, *, stored: torch.dtype, on_gpu: bool
+) -> _Loaded:
+    source = write_model(folder / "model", _config(probe), stored)
+    budgets = Budgets(
+        gpu_bytes=_BUDGET_BYTES if on_gpu else 0,
+        host_bytes=_BUDGET_BYTES,
+        disk_bytes=_BUDGET_BYTES,
+        spill_dir=folder / "spill",
+    )
+    foresight = foresee(source, on_gpu=on_gpu)
+    policy = _resident(foresight.shape, probe, on_gpu=on_gpu)
+    engine = stack.enter_context(Engine.load(source, budgets=budgets, policy=policy))
+    return engine, foresight, policy
+
+
+def _ran(foresight: Foresight, policy: Policy, probe: Probe, rounds: Sequence[Report]) -> Ran:
+    return Ran(
+        shape=foresight.shape,
+        work=foresight.work,
+        policy=policy,
+        probe=probe,
         taken_s=statistics.median(report.sweep_s for report in rounds),
         attended_s=statistics.median(map(_attended_s, rounds)),
+        products_s=statistics.median(report.products_s for report in rounds),
+    )
+
+
+def _compared(hardware: Hardware, looks: Sequence[Ran]) -> Compared:
+    """Of one probe, looked at several times."""
+    ran = looks[0]
+    model = Model(shape=ran.shape, work=ran.work, hardware=hardware)
+    sweeps = [terms.as_dict() for terms in _foreseen(model, ran.policy, ran.probe)]
+    return Compared(
+        foreseen={name: sum(each[name] for each in sweeps) for name in sweeps[0]},
+        taken_s=statistics.median(each.taken_s for each in looks),
+        attended_s=statistics.median(each.attended_s for each in looks),
+        products_s=statistics.median(each.products_s for each in looks),
     )
 
 
@@ -177,32 +260,40 @@ def _run(engine: Engine, probe: Probe) -> Report:
         # Of unlike first tokens: nothing is shared.
         prompt = (2 + row, *range(2, 1 + probe.prompt_tokens))
         engine.submit(Prompt(key=str(row), token_ids=prompt, sampling=sampling))
-    for _ in range(probe.output_tokens):
+    while engine.num_rows:
         engine.sweep()
     return engine.report().since(before)
 
 
 def _foreseen(model: Model, policy: Policy, probe: Probe) -> list[SweepTerms]:
-    """Of each sweep: the prompts', then those in which every row decodes."""
-    rows, prompt = probe.rows, probe.prompt_tokens
-    first = Load(
-        rows=0,
-        prompt_tokens=rows * prompt,
-        live_tokens=0,
-        context_tokens=prompt,
+    """Of each sweep: some rows' prompts come with it, those that came before decode."""
+    firsts = range(0, probe.rows, probe.rows_a_sweep)
+    coming = [min(probe.rows_a_sweep, probe.rows - first) for first in firsts]
+    sweep = Sweep(model, policy)
+    loads = (
+        _load_of(probe, coming, number) for number in range(len(coming) + probe.output_tokens - 1)
+    )
+    return [sweep.busy(load, kept_tokens=max(1.0, load.live_tokens)) for load in loads]
+
+
+def _load_of(probe: Probe, coming: Sequence[int], number: int) -> Load:
+    """Of the sweep of that number; `coming[i]` rows come with sweep i."""
+    prompt = probe.prompt_tokens
+    ages = [
+        (number - at, rows)
+        for at, rows in enumerate(coming)
+        if 0 < number - at < probe.output_tokens
+    ]
+    rows = sum(count for _, count in ages)
+    live = sum(count * (prompt + age) for age, count in ages)
+    return Load(
+        rows=rows,
+        prompt_tokens=coming[number] * prompt if number < len(coming) else 0,
+        live_tokens=live,
+        context_tokens=live / rows if rows else prompt,
         prompt_pairs=(prompt + 1) / 2,
         prompt_length=prompt,
     )
-    loads = [first]
-    for context in range(prompt + 1, prompt + probe.output_tokens):
-        live = rows * context
-        loads.append(
-            dataclasses.replace(
-                first, rows=rows, prompt_tokens=0, live_tokens=live, context_tokens=context
-            )
-        )
-    sweep = Sweep(model, policy)
-    return [sweep.busy(load, kept_tokens=max(1.0, load.live_tokens)) for load in loads]
 
 
 def _resident(shape: ModelShape, probe: Probe, *, on_gpu: bool) -> Policy:
@@ -212,8 +303,8 @@ def _resident(shape: ModelShape, probe: Probe, *, on_gpu: bool) -> Policy:
         compute=compute,
         compute_dtype=shape.compute_dtype,
         block_rows=probe.rows,
-        sweep_tokens=probe.rows * probe.prompt_tokens,
-        micro_batch_tokens=probe.rows * (probe.prompt_tokens + 1),
+        sweep_tokens=probe.rows_a_sweep * probe.prompt_tokens,
+        micro_batch_tokens=probe.rows_a_sweep * probe.prompt_tokens + probe.rows,
         kv=Split.on(compute, tokens * shape.kv_bytes_per_token),
         layer_splits=tuple(Split.on(compute, num_bytes) for num_bytes in shape.layer_bytes),
         reason="a run is set beside what is foreseen for it",

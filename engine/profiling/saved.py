@@ -11,7 +11,7 @@ from engine.planning.records import read_text, write_text
 from engine.profiling.description import hardware_of
 from engine.profiling.measure import FULL, QUICK, Progress, measure
 
-_FORMAT: Final = "5"
+_FORMAT: Final = "6"
 """Of what is measured and how: raised when an old profile is none any more."""
 
 _EFFORT: Final = "effort"

@@ -13,7 +13,7 @@ import torch
 from engine.compute.attention import AttentionContext, attach
 from engine.compute.fetched import Fetched
 from engine.compute.head import Head, gated_head
-from engine.compute.linear import Multiplier, attach_multiplier
+from engine.compute.linear import Multiplier, ProductCounters, attach_multiplier
 from engine.compute.lockstep import gate_layers
 from engine.compute.routes import Beside, Here, Route
 from engine.compute.skeleton import decoder_layers
@@ -43,6 +43,7 @@ class Assembly:
     weights: WeightSource
     micro_batches: MicroBatches
     head: Head | None
+    products: ProductCounters
     max_row_tokens: int
 
 
@@ -94,6 +95,7 @@ def assemble(
         weights=weights,
         micro_batches=micro_batches,
         head=head,
+        products=multiplier.counters,
         max_row_tokens=max(cache.num_tokens for cache in caches),
     )
 

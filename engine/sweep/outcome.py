@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from engine.planning.corrections import ATTENTION, BUS, COMPUTE, DISK
+from engine.planning.corrections import ATTENTION, BETWEEN, BUS, COMPUTE, DISK, PRODUCTS
 from engine.planning.policy import Policy, Tier
 from engine.planning.prediction import Prediction, SweepTerms
 from engine.sweep.report import Report
@@ -59,10 +59,12 @@ def outcome_of(prediction: Prediction, policy: Policy, report: Report) -> Outcom
     tokens = (report.prompt_tokens + report.generated_tokens) / report.num_sweeps
     steady_tokens = prediction.sweep_tokens + prediction.prompt_tokens
     carried = tokens / steady_tokens
+    on_gpu = policy.compute is Tier.GPU
     tells_attention = report.totals.get(Track.ATTENTION, Total()).num_spans > 0
+    terms = prediction.terms
     return Outcome(
-        predicted_s=_predicted(prediction.terms, carried, tells_attention=tells_attention),
-        measured_s=_measured(report, policy),
+        predicted_s=_predicted(terms, carried, on_gpu=on_gpu, tells_attention=tells_attention),
+        measured_s=_measured(report, on_gpu=on_gpu),
         predicted_sweep_s=prediction.sweep_s,
         measured_sweep_s=report.sweep_s / report.num_sweeps,
         predicted_tokens_per_s=prediction.tokens_per_s,
@@ -71,31 +73,38 @@ def outcome_of(prediction: Prediction, policy: Policy, report: Report) -> Outcom
     )
 
 
-def _predicted(terms: SweepTerms, carried: float, *, tells_attention: bool) -> dict[str, float]:
+def _predicted(
+    terms: SweepTerms, carried: float, *, on_gpu: bool, tells_attention: bool
+) -> dict[str, float]:
     """Weights move whatever a sweep carries; all else goes with its tokens. On a GPU attention is
-    part of what its layers take.
+    part of what its layers take, and nothing else is told apart in them.
     """
     attention = terms.beside_s + (terms.attention_s if tells_attention else 0.0)
-    compute = terms.gemm_s + terms.head_s + terms.elementwise_s + terms.expand_s + terms.overhead_s
-    compute += 0.0 if tells_attention else terms.attention_s
-    return {
+    products = terms.gemm_s + terms.head_s + terms.expand_s
+    between = terms.elementwise_s + terms.overhead_s
+    told = {
         DISK: terms.disk_read_s,
         BUS: terms.bus_s + terms.kv_transfer_s,
         ATTENTION: attention * carried,
-        COMPUTE: compute * carried,
     }
+    if not on_gpu:
+        return told | {PRODUCTS: products * carried, BETWEEN: between * carried}
+    attended = 0.0 if tells_attention else terms.attention_s
+    return told | {COMPUTE: (products + between + attended) * carried}
 
 
-def _measured(report: Report, policy: Policy) -> dict[str, float]:
+def _measured(report: Report, *, on_gpu: bool) -> dict[str, float]:
     covered = {
         track: report.totals.get(track, Total()).covered_s / report.num_sweeps for track in Track
     }
-    compute = (report.sweep_s - report.weights_waited_s) / report.num_sweeps
-    if policy.compute is Tier.CPU:
-        compute -= covered[Track.ATTENTION]
-    return {
+    told = {
         DISK: covered[Track.DISK_READ],
         BUS: covered[Track.TO_GPU],
         ATTENTION: covered[Track.ATTENTION],
-        COMPUTE: max(0.0, compute),
     }
+    compute_s = (report.sweep_s - report.weights_waited_s) / report.num_sweeps
+    if on_gpu:
+        return told | {COMPUTE: max(0.0, compute_s)}
+    products_s = report.products_s / report.num_sweeps
+    between_s = compute_s - covered[Track.ATTENTION] - products_s
+    return told | {PRODUCTS: products_s, BETWEEN: max(0.0, between_s)}

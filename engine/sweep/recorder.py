@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from engine.compute.linear import ProductCounters
 from engine.config import Completion, Prompt
 from engine.memory.footprint import peak_bytes
 from engine.memory.weights import WeightCounters
@@ -87,7 +88,14 @@ class Recorder:
     def gemm_chosen(self, reason: str) -> None:
         self._report.gemm_reason = reason
 
-    def report(self, weights: WeightCounters, *, preempted_rows: int, shared_tokens: int) -> Report:
+    def report(
+        self,
+        weights: WeightCounters,
+        products: ProductCounters,
+        *,
+        preempted_rows: int,
+        shared_tokens: int,
+    ) -> Report:
         """A copy, as of now."""
         return dataclasses.replace(
             self._report,
@@ -97,6 +105,7 @@ class Recorder:
             weights_streamed_bytes=weights.streamed_bytes,
             weights_fetched_s=weights.fetched_s,
             weights_waited_s=weights.waited_s,
+            products_s=products.taken_s,
             totals=self._timeline.totals(),
             idle_s=self._timeline.idle_s(),
             peak_bytes=peak_bytes(self._spill_dir),

@@ -42,7 +42,8 @@ class Report:
     """Counters since the engine was loaded, or between two reports (`since`).
 
     Seconds are wall clock. `weights_fetched_s` is how long reading and copying weights took, beside
-    compute or not; `weights_waited_s` is the part of `sweep_s` in which compute waited for them.
+    compute or not; `weights_waited_s` is the part of `sweep_s` in which compute waited for them, and
+    `products_s` on a CPU the part that products took, making weights ready among them.
     `totals` and `idle_s` are the timeline's; `peak_bytes` are since the process began.
     """
 
@@ -62,6 +63,7 @@ class Report:
     weights_streamed_bytes: int = 0
     weights_fetched_s: float = 0.0
     weights_waited_s: float = 0.0
+    products_s: float = 0.0
     sweeps_by_rows: dict[int, int] = dataclasses.field(default_factory=dict)
     """How many sweeps carried so many rows."""
     totals: Mapping[Track, Total] = dataclasses.field(default_factory=dict)

@@ -6,11 +6,13 @@ import pytest
 
 from engine.planning.corrections import (
     ATTENTION,
+    BETWEEN,
     BUS,
     COMPUTE,
     DISK,
     EXPANSION,
     OVERHEAD,
+    PRODUCTS,
     Correction,
     Corrections,
 )
@@ -67,6 +69,21 @@ def test_a_corrected_machine_is_slower_by_the_factors_and_as_large_as_before() -
     assert slower.expert_overhead_s == pytest.approx(3.2e-3)
     assert found.host_bytes == T4_208GB.host_bytes
     assert NONE.applied_to(T4_208GB) == T4_208GB
+
+
+def test_products_and_what_lies_between_them_are_corrected_apart() -> None:
+    factors = {PRODUCTS: 1.25, BETWEEN: 2.0, OVERHEAD: 0.75}
+    terms = {name: Correction(factor=factor) for name, factor in factors.items()}
+    curves = {"cpu/float32->float32": RateCurve.flat(9e9)}
+    machine = dataclasses.replace(T4_208GB, expand_bytes_per_s=curves)
+    found = dataclasses.replace(NONE, terms=terms).applied_to(machine)
+    before = machine.gemm_flops_per_s("gpu", "float16", 100)
+    assert found.gemm_flops_per_s("gpu", "float16", 100) == pytest.approx(before / 1.25)
+    assert found.expand_rate("cpu", "float32", "float32", 8) == pytest.approx(9e9 / 1.25)
+    before = machine.elementwise_rate("gpu", "float16")
+    assert found.elementwise_rate("gpu", "float16") == pytest.approx(before / 2)
+    assert found.layer_overhead_s == pytest.approx(1.5 * machine.layer_overhead_s)
+    assert found.row_layer_overhead_s == machine.row_layer_overhead_s
 
 
 def test_turning_is_corrected_alone_and_laying_out_is_not() -> None:

@@ -253,16 +253,22 @@ def test_each_prompt_and_each_expert_that_has_tokens_costs_something_in_each_lay
     dense = 2 * 1e-3
 
     def overhead_s(model: Model, layer: int) -> float:
-        return roofline.overhead_s(model, cut, load, layer=layer, num_units=3, read_s=0.5)
+        return roofline.overhead_s(
+            model, cut, load, layer=layer, num_units=3, read_s=0.5, fetched_s=0.4
+        )
 
     assert overhead_s(model, 0) == pytest.approx(dense + in_experts)
     assert overhead_s(model, 1) == pytest.approx(dense)
     products = dataclasses.replace(work, layer_products=(5, 4, 4, 4), expert_products=(2, 0, 0, 0))
     machine = dataclasses.replace(
-        machine, product_overhead_s=1e-5, unit_overhead_s=1e-4, lost_beside_reads=0.1
+        machine,
+        product_overhead_s=1e-5,
+        unit_overhead_s=1e-4,
+        lost_beside_reads=0.1,
+        lost_beside_fetches=0.2,
     )
     model = dataclasses.replace(model, hardware=machine, work=products)
-    more_s = 3 * 1e-4 + 0.1 * 0.5 + 2 * (5 + 8 * (1 - 0.75**2) * 2) * 1e-5
+    more_s = 3 * 1e-4 + 0.1 * 0.5 + 0.2 * 0.4 + 2 * (5 + 8 * (1 - 0.75**2) * 2) * 1e-5
     assert overhead_s(model, 0) == pytest.approx(dense + in_experts + more_s)
     attended = [
         roofline.attention_s(each, cut, load, layer=1, tier=Tier.CPU, share=1.0)

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import pytest
 
-from engine.planning.corrections import ATTENTION, BUS, COMPUTE, DISK
+from engine.planning.corrections import ATTENTION, BETWEEN, BUS, COMPUTE, DISK, PRODUCTS
 from engine.planning.policy import Policy, Split, Tier
 from engine.planning.prediction import Prediction, SweepTerms
 from engine.sweep.outcome import outcome_of
@@ -24,7 +24,13 @@ POLICY: Final = Policy(
 )
 PREDICTION: Final = Prediction(
     terms=SweepTerms(
-        disk_read_s=0.3, gemm_s=0.2, head_s=0.05, attention_s=0.1, expand_s=0.03, overhead_s=0.02
+        disk_read_s=0.3,
+        gemm_s=0.2,
+        head_s=0.05,
+        elementwise_s=0.03,
+        attention_s=0.1,
+        expand_s=0.03,
+        overhead_s=0.02,
     ),
     overlap=True,
     sweep_s=0.4,
@@ -48,6 +54,7 @@ REPORT: Final = Report(
     prompt_tokens=20 * 40,
     generated_tokens=20 * 24,
     weights_waited_s=1.0,
+    products_s=5.0,
     totals={
         Track.DISK_READ: Total(num_spans=20, covered_s=8.0),
         Track.ATTENTION: Total(num_spans=20, covered_s=2.0),
@@ -59,21 +66,23 @@ def test_what_goes_with_tokens_is_predicted_for_as_many_as_there_were() -> None:
     found = outcome_of(PREDICTION, POLICY, REPORT)
     assert found is not None
     assert found.is_steady
-    assert found.predicted_s == pytest.approx({DISK: 0.3, BUS: 0.0, ATTENTION: 0.08, COMPUTE: 0.24})
-    assert found.measured_s == pytest.approx({DISK: 0.4, BUS: 0.0, ATTENTION: 0.1, COMPUTE: 0.35})
+    moved = {DISK: 0.3, BUS: 0.0, ATTENTION: 0.08}
+    assert found.predicted_s == pytest.approx(moved | {PRODUCTS: 0.8 * 0.28, BETWEEN: 0.8 * 0.05})
+    measured = {DISK: 0.4, BUS: 0.0, ATTENTION: 0.1, PRODUCTS: 0.25, BETWEEN: 0.1}
+    assert found.measured_s == pytest.approx(measured)
     assert (found.measured_sweep_s, found.measured_tokens_per_s) == (0.5, 48.0)
     told = found.as_dict()
     assert told["terms"][DISK] == {"predicted_s": 0.3, "measured_s": 0.4}
     assert told["tokens_per_s"] == {"predicted": 80, "measured": 48.0}
 
 
-def test_on_a_gpu_attention_is_part_of_compute() -> None:
+def test_on_a_gpu_attention_and_products_are_part_of_compute() -> None:
     totals = {Track.TO_GPU: Total(num_spans=20, covered_s=4.0)}
     report = dataclasses.replace(REPORT, totals=totals)
     found = outcome_of(PREDICTION, dataclasses.replace(POLICY, compute=Tier.GPU), report)
     assert found is not None
     assert found.predicted_s[ATTENTION] == found.measured_s[ATTENTION] == 0.0
-    assert found.predicted_s[COMPUTE] == pytest.approx(0.4 * 0.8)
+    assert found.predicted_s[COMPUTE] == pytest.approx(0.43 * 0.8)
     assert found.measured_s[COMPUTE] == pytest.approx(0.45)
     assert found.measured_s[BUS] == pytest.approx(0.2)
 

@@ -11,20 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
 from engine.errors import EngineError, HardwareError
+from engine.foresight import foresee
+from engine.memory.stopwatch import Rate
 from engine.planning.hardware import MOST_OTHERS_SHARE, Hardware, RateCurve
+from engine.planning.policy import Policy, Split, Tier
 from engine.profiling import saved
 from engine.profiling.description import hardware_of
+from engine.profiling.looks import middle_measurements, middle_overheads
 from engine.profiling.measure import Effort, measure
-from engine.profiling.measurement import Figure, Measured
+from engine.profiling.measurement import Figure, Measured, Measurement
 from engine.profiling.others import OthersWatch
 from engine.profiling.overheads import Overheads, fit_overheads, fit_prompts
-from engine.profiling.probe import Compared, Probe, work_and_overhead
+from engine.profiling.probe import Compared, Probe, Ran, of_all, of_rest, turning
 from engine.profiling.saved import measured_or_saved, read_hardware
+from engine.profiling.seeded import write_model
 from tests.support.profiles import MEASURED, hardware_here
 
 LEAST = Effort(
+    looks=2,
     seconds=0.0,
     overhead_s=0.0,
     gemm_rows=(1, 4),
@@ -34,7 +42,9 @@ LEAST = Effort(
     file_bytes=2**20,
     scanned_bytes=2**20,
     prompt_tokens=(8, 16),
-    probe=Probe(layers=1, hidden=64, rows=2, prompt_tokens=8, output_tokens=3, rounds=1),
+    probe=Probe(
+        layers=1, hidden=64, rows=3, rows_a_sweep=2, prompt_tokens=8, output_tokens=3, rounds=1
+    ),
 )
 
 
@@ -55,7 +65,13 @@ def test_all_that_a_plan_asks_is_measured_and_told_step_by_step(tmp_path: Path) 
     assert hardware.expand_rate("cpu", "bfloat16", "float32", 2) > 0
     assert hardware.prompt_rate("cpu", "float32", 12) > 0
     assert [at for at, _ in measured.curve(Figure.PROMPTS, "cpu/bfloat16")] == [8, 16]
-    assert set(measured.factors) == {"attention", "compute", "overhead", "expansion"}
+    assert set(measured.factors) == {
+        "attention",
+        "products",
+        "between products",
+        "overhead",
+        "expansion",
+    }
     assert hardware.gemm_flops_per_s("cpu", "float32", 2) > 0
     assert hardware.elementwise_rate("cpu", "bfloat16") > 0
     assert hardware.disk_read.at(2**17) > 0
@@ -209,27 +225,98 @@ def test_a_run_that_took_longer_makes_every_rate_slower() -> None:
     assert run.disk_read == called.disk_read
 
 
-def compared(*, gemm_s: float, overhead_s: float, taken_s: float) -> Compared:
-    foreseen = {"gemm_s": gemm_s, "attention_s": 1.0, "overhead_s": overhead_s}
-    return Compared(foreseen=foreseen, taken_s=taken_s + 3.0, attended_s=3.0)
+def compared(
+    *, elementwise_s: float, overhead_s: float, taken_s: float, products_s: float = 7.0
+) -> Compared:
+    foreseen = {
+        "gemm_s": 5.0,
+        "attention_s": 1.0,
+        "elementwise_s": elementwise_s,
+        "overhead_s": overhead_s,
+    }
+    taken_s += 3.0 + products_s
+    return Compared(foreseen=foreseen, taken_s=taken_s, attended_s=3.0, products_s=products_s)
 
 
-def test_few_rows_beside_many_tell_calls_from_flops() -> None:
-    many = compared(gemm_s=10.0, overhead_s=2.0, taken_s=12.0 + 4.0)
-    few = compared(gemm_s=2.0, overhead_s=1.0, taken_s=2.4 + 2.0)
-    assert work_and_overhead(many, few, on_gpu=False) == pytest.approx((1.2, 2.0))
+def test_few_rows_beside_many_tell_calls_from_what_goes_with_tokens() -> None:
+    many = compared(elementwise_s=10.0, overhead_s=2.0, taken_s=12.0 + 4.0)
+    few = compared(elementwise_s=2.0, overhead_s=1.0, taken_s=2.4 + 2.0, products_s=9.0)
+    assert of_rest(many, few) == pytest.approx((1.2, 2.0))
 
 
 def test_a_factor_beyond_bounds_leaves_the_rest_to_the_other() -> None:
-    many = compared(gemm_s=10.0, overhead_s=2.0, taken_s=10.0 + 8.0)
-    few = compared(gemm_s=2.0, overhead_s=1.0, taken_s=2.0 + 4.0)
-    assert work_and_overhead(many, few, on_gpu=False) == pytest.approx((1.2, 3.0))
+    many = compared(elementwise_s=10.0, overhead_s=2.0, taken_s=10.0 + 8.0)
+    few = compared(elementwise_s=2.0, overhead_s=1.0, taken_s=2.0 + 4.0)
+    assert of_rest(many, few) == pytest.approx((1.2, 3.0))
 
 
-def test_on_a_gpu_attention_is_of_the_work() -> None:
-    many = compared(gemm_s=9.0, overhead_s=2.0, taken_s=12.0 + 4.0 - 3.0)
-    few = compared(gemm_s=1.0, overhead_s=1.0, taken_s=2.4 + 2.0 - 3.0)
-    assert work_and_overhead(many, few, on_gpu=True) == pytest.approx((1.2, 2.0))
+def test_on_a_gpu_attention_and_products_are_of_the_work() -> None:
+    many = compared(elementwise_s=4.0, overhead_s=2.0, taken_s=12.0 + 4.0 - 10.0)
+    few = compared(elementwise_s=0.0, overhead_s=2.0, taken_s=7.2 + 4.0 - 10.0)
+    assert of_all(many, few) == pytest.approx((1.2, 2.0))
+
+
+def ran(spill_dir: Path, *, stored: str, products_s: float) -> Ran:
+    """Of one layer of a Llama in float32, whose weights are stored so."""
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    folder = write_model(spill_dir / stored, config, getattr(torch, stored))
+    seen = foresee(folder, on_gpu=False)
+    policy = Policy(
+        compute=Tier.CPU,
+        compute_dtype="float32",
+        block_rows=3,
+        sweep_tokens=16,
+        micro_batch_tokens=19,
+        kv=Split.on(Tier.CPU, 2**20),
+        layer_splits=tuple(Split.on(Tier.CPU, each) for each in seen.shape.layer_bytes),
+        reason="a test",
+    )
+    return Ran(
+        shape=seen.shape,
+        work=seen.work,
+        policy=policy,
+        probe=LEAST.probe,
+        taken_s=1.0,
+        attended_s=0.1,
+        products_s=products_s,
+    )
+
+
+def test_turning_is_what_products_of_weights_to_be_turned_take_longer(tmp_path: Path) -> None:
+    hardware = hardware_here(tmp_path)
+    # Every matrix of the layer once in each of four sweeps, at 15 GB a second.
+    foreseen_s = 4 * 2 * (4 * 64 * 64 + 3 * 64 * 64) / 1.5e10
+    as_is = [ran(tmp_path, stored="float32", products_s=each) for each in (0.5, 0.9, 0.6)]
+    more_s = (1.5 * foreseen_s, 9.0, 1.6 * foreseen_s)
+    turned = [
+        ran(tmp_path, stored="bfloat16", products_s=less.products_s + more)
+        for less, more in zip(as_is, more_s, strict=True)
+    ]
+    assert turning(hardware, as_is=as_is, turned=turned) == pytest.approx(1.6, rel=0.1)
+
+
+def test_of_several_looks_the_middle_one_counts_and_the_spread_is_theirs() -> None:
+    def look(per_s: float) -> list[Measurement]:
+        rate = Rate(per_s=per_s, spread=0.1)
+        return [Measurement(figure=Figure.GEMM, kind="cpu/float32", at=8, rate=rate)]
+
+    (found,) = middle_measurements([look(4.0), look(5.0), look(3.0)])
+    assert (found.at, found.rate) == (8, Rate(per_s=4.0, spread=0.5))
+    (alike,) = middle_measurements([look(4.0), look(4.1), look(4.1)])
+    assert alike.rate.spread == 0.1
+    looks = [
+        {"cpu": Overheads(sweep_s=sweep_s, step_s=1.0, row_s=2.0, row_step_s=0.0, unit_s=unit_s)}
+        for sweep_s, unit_s in ((3.0, 1.0), (1.0, 3.0), (2.0, 2.0))
+    ]
+    middle = middle_overheads(looks)["cpu"]
+    assert (middle.sweep_s, middle.step_s, middle.unit_s) == (2.0, 1.0, 2.0)
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.compute import rates
+from engine.compute.lost import lost_beside_fetches, lost_beside_reads
 from engine.compute.segments import Segment
 from engine.memory import links
 from engine.memory.kv_cache import KVCache, KVShape
@@ -94,14 +95,13 @@ def test_products_and_attention_count_what_they_do(
     assert prompts.per_s == pytest.approx(4 * pairs * 8 * 4 * 64 / 0.02)
 
 
-def test_what_reads_beside_take_is_a_share(tmp_path: Path) -> None:
-    lost = rates.lost_beside_reads(tmp_path, request_bytes=2**18, file_bytes=2**20, seconds=0.0)
+def test_what_reads_and_fetches_beside_take_is_a_share(tmp_path: Path) -> None:
+    lost = lost_beside_reads(tmp_path, request_bytes=2**18, file_bytes=2**20, seconds=0.0)
     assert 0.0 <= lost < 1.0
+    assert 0.0 <= lost_beside_fetches(tmp_path, seconds=0.0) < 1.0
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError, match="gone"):
-        rates.lost_beside_reads(
-            tmp_path / "gone", request_bytes=2**18, file_bytes=2**20, seconds=0.0
-        )
+        lost_beside_reads(tmp_path / "gone", request_bytes=2**18, file_bytes=2**20, seconds=0.0)
     assert rates.product_overhead_s(seconds=0.0) >= 0.0
 
 

@@ -194,16 +194,16 @@ def test_a_busy_period_is_set_beside_its_prediction_and_teaches_the_next_plan(
         assert len(list(engine.generate(prompts))) == 12
         told = loaded.replanner.settle(engine.report())
     assert told is not None
-    assert told["terms"]["compute"]["predicted_s"] > 0
-    assert told["terms"]["compute"]["measured_s"] > 0
+    assert told["terms"]["products"]["predicted_s"] > 0
+    assert told["terms"]["products"]["measured_s"] > 0
     assert told["tokens_per_s"]["measured"] > 0
     assert told["is_steady"]
     factors = read_record(Corrections, settings.corrections_file).terms
-    assert 0.5 <= factors["compute"].factor <= 2
-    assert told["corrections"]["compute"] == round(factors["compute"].factor, 4)
+    assert 0.5 <= factors["products"].factor <= 2
+    assert told["corrections"]["products"] == round(factors["products"].factor, 4)
     again = Planning.open(settings)
     assert again.corrections.terms == factors
-    assert again.hardware.layer_overhead_s == 6e-4 * factors["compute"].factor
+    assert again.hardware.layer_overhead_s == 6e-4 * factors["between products"].factor
 
 
 def test_what_it_computes_in_is_the_settings_own_or_refused(settings: Settings) -> None:

@@ -216,7 +216,7 @@ class Table:
             laid_out_s = self._laid_out_s(group) * group.count
             compute += laid_out_s
             compute_columns[near] = -laid_out_s * group.granule_bytes / group.num_bytes
-        lost = roofline.lost_s(model, base, 1.0)
+        lost = roofline.lost_s(model, base, read_s=1.0, fetched_s=0.0)
         compute += lost * disk
         for column, per_granule in disk_columns.items():
             compute_columns[column] = compute_columns.get(column, 0.0) + lost * per_granule
@@ -269,7 +269,8 @@ class Table:
                 continue
             alone = dataclasses.replace(base, kv=Split.on(tier, pages * self.page_bytes))
             terms = Sweep(model, alone).busy(load, kept_tokens=self._candidate.kept_tokens)
-            compute[column] = terms.attention_s / pages
+            lost_s = roofline.lost_s(model, base, read_s=0.0, fetched_s=terms.kv_disk_s)
+            compute[column] = (terms.attention_s + lost_s) / pages
             if terms.beside_s:
                 beside[column] = terms.beside_s / pages
             if terms.kv_transfer_s:
