@@ -157,7 +157,7 @@ def test_the_benchmark_runs_and_keeps_every_run(
     paths = ["--cache", str(tmp_path), "--profile", str(profile), "--json", str(tmp_path / "runs")]
     assert planner.main([*words, *paths]) == 0
     printed = capsys.readouterr().out
-    assert "error: median" in printed
+    assert "error of configurations: median" in printed
     assert "planned over best" in printed
     # One to measure; three and one in the grid, and both again three times.
     assert len((tmp_path / "runs").read_text().splitlines()) == 1 + 4 + 6
