@@ -20,14 +20,14 @@ def profile(
         bool, typer.Option("--force", help="Measure even if nothing changed.")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Some seconds in place of about a minute.")
+        bool, typer.Option("--quick", help="Some seconds in place of nearly two minutes.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the profile here as well.")
     ] = None,
     spill_dir: SpillDir = None,
 ) -> None:
-    """Measure this machine for the planner: about a minute, best while nothing else runs."""
+    """Measure this machine for the planner: nearly two minutes, best while nothing else runs."""
     from engine.planning.records import write_text  # noqa: PLC0415 (torch is slow to import)
 
     settings = overridden(Settings.from_environment(), spill_dir=spill_dir)

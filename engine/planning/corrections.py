@@ -15,9 +15,11 @@ PRODUCTS, BETWEEN = "products", "between products"
 and all else, overheads too.
 """
 
-EXPANSION, OVERHEAD = "expansion", "overhead"
-"""Of products, what turns stored weights to another dtype, and of what lies between them, what is by the
-call: parts that one run does not tell from the rest. Runs that differ in nothing else do.
+EXPANSION, LAYOUT = "expansion", "layout"
+OVERHEAD, EXPERTS = "overhead", "experts"
+"""Of products, what turns stored weights to another dtype, and what only lays them out; of what lies between
+them, what is by the call, and of that what is by the expert. Parts that one run does not tell from the
+rest: runs that differ in nothing else do.
 """
 
 LEAST: Final = 0.5
@@ -49,7 +51,8 @@ class Corrections:
         disk, bus = self.factor(DISK), self.factor(BUS)
         attention, compute = self.factor(ATTENTION), self.factor(COMPUTE)
         products, between = compute * self.factor(PRODUCTS), compute * self.factor(BETWEEN)
-        expansion, overhead = self.factor(EXPANSION), between * self.factor(OVERHEAD)
+        turned, laid_out = products * self.factor(EXPANSION), products * self.factor(LAYOUT)
+        overhead = between * self.factor(OVERHEAD)
         return dataclasses.replace(
             hardware,
             disk_read=hardware.disk_read.scaled(1 / disk),
@@ -65,7 +68,7 @@ class Corrections:
                 for kind, curve in hardware.prompt_flops_per_s.items()
             },
             expand_bytes_per_s={
-                kind: curve.scaled(1 / (products * (expansion if _is_turned(kind) else 1.0)))
+                kind: curve.scaled(1 / (turned if _is_turned(kind) else laid_out))
                 for kind, curve in hardware.expand_bytes_per_s.items()
             },
             elementwise_bytes_per_s={
@@ -75,7 +78,7 @@ class Corrections:
             row_overhead_s=hardware.row_overhead_s * overhead,
             row_layer_overhead_s=hardware.row_layer_overhead_s * attention,
             prompt_layer_overhead_s=hardware.prompt_layer_overhead_s * attention,
-            expert_overhead_s=hardware.expert_overhead_s * overhead,
+            expert_overhead_s=hardware.expert_overhead_s * overhead * self.factor(EXPERTS),
             product_overhead_s=hardware.product_overhead_s * overhead,
             unit_overhead_s=hardware.unit_overhead_s * overhead,
             sweep_overhead_s=hardware.sweep_overhead_s * overhead,

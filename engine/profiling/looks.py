@@ -1,7 +1,7 @@
-"""What several looks at a machine come to: the middle of each figure. Measures nothing.
+"""What several looks at a machine come to: the mean of each figure. Measures nothing.
 
 A machine that is shared is another one from minute to minute, and so are its figures: what is looked at
-once is measured in one of its states.
+once is measured in one of its states. A job meets all of them: of seconds the mean counts.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from engine.memory.stopwatch import Rate
 from engine.profiling.measurement import Measurement
 from engine.profiling.overheads import Overheads
-from engine.profiling.probe import Ran
+from engine.profiling.probe import Probed
 
 
 @dataclasses.dataclass(slots=True)
@@ -20,22 +20,22 @@ class Look:
 
     measurements: list[Measurement] = dataclasses.field(default_factory=list)
     overheads: dict[str, Overheads] = dataclasses.field(default_factory=dict)
-    probed: tuple[Ran, ...] = ()
+    probed: Probed | None = None
 
 
-def middle_measurements(looks: Sequence[Sequence[Measurement]]) -> tuple[Measurement, ...]:
-    """Of looks that measured the same in the same order: the median rate, and as its spread the widest of
-    a look's own and of the range of all looks over their median.
+def mean_measurements(looks: Sequence[Sequence[Measurement]]) -> tuple[Measurement, ...]:
+    """Of looks that measured the same in the same order: the rate of their mean seconds, and as its
+    spread the widest of a look's own and of the range of all looks over that.
     """
-    return tuple(_middle(alike) for alike in zip(*looks, strict=True))
+    return tuple(_mean(alike) for alike in zip(*looks, strict=True))
 
 
-def middle_overheads(looks: Sequence[Mapping[str, Overheads]]) -> dict[str, Overheads]:
+def mean_overheads(looks: Sequence[Mapping[str, Overheads]]) -> dict[str, Overheads]:
     """Of each device, each of them for itself."""
     return {
         device: Overheads(
             **{
-                field.name: statistics.median(getattr(look[device], field.name) for look in looks)
+                field.name: statistics.fmean(getattr(look[device], field.name) for look in looks)
                 for field in dataclasses.fields(Overheads)
             }
         )
@@ -43,13 +43,13 @@ def middle_overheads(looks: Sequence[Mapping[str, Overheads]]) -> dict[str, Over
     }
 
 
-def _middle(alike: Sequence[Measurement]) -> Measurement:
+def _mean(alike: Sequence[Measurement]) -> Measurement:
     first = alike[0]
     assert all(
         (each.figure, each.kind, each.at) == (first.figure, first.kind, first.at) for each in alike
     )
     rates = [each.rate.per_s for each in alike]
-    middle = statistics.median(rates)
+    mean = statistics.harmonic_mean(rates)
     spreads = [each.rate.spread for each in alike]
-    rate = Rate(per_s=middle, spread=max(*spreads, (max(rates) - min(rates)) / middle))
+    rate = Rate(per_s=mean, spread=max(*spreads, (max(rates) - min(rates)) / mean))
     return dataclasses.replace(first, rate=rate)

@@ -26,11 +26,12 @@ from engine.memory.measure import measure_budgets
 from engine.planning.policy import Tier
 from engine.planning.units import UNIT_BYTES
 from engine.profiling.description import hardware_of
-from engine.profiling.looks import Look, middle_measurements, middle_overheads
+from engine.profiling.factors import factors_of
+from engine.profiling.looks import Look, mean_measurements, mean_overheads
 from engine.profiling.measurement import Figure, Measured, Measurement
 from engine.profiling.others import OthersWatch
 from engine.profiling.overheads import Overheads, measure_overheads
-from engine.profiling.probe import Probe, factors_of, run_probes
+from engine.profiling.probe import Probe, run_probes
 
 Progress = Callable[[int, int, str], None]
 """Steps done, steps in all, and what the next one is; empty at the end."""
@@ -78,10 +79,10 @@ FULL: Final = Effort(
     file_bytes=2**28,
     scanned_bytes=2**28,
     probe=Probe(
-        layers=3, hidden=1024, rows=64, rows_a_sweep=4, prompt_tokens=32, output_tokens=16, rounds=2
+        layers=2, hidden=1024, rows=64, rows_a_sweep=4, prompt_tokens=32, output_tokens=16, rounds=2
     ),
 )
-"""About a minute."""
+"""Nearly two minutes."""
 
 QUICK: Final = Effort(
     looks=1,
@@ -124,12 +125,14 @@ def measure(spill_dir: Path, *, effort: Effort, progress: Progress | None = None
         host_bytes=budgets.host_bytes,
         gpu_bytes=budgets.gpu_bytes,
         disk_bytes=budgets.disk_bytes,
-        measurements=middle_measurements([look.measurements for look in looks]),
-        overheads=middle_overheads([look.overheads for look in looks]),
+        measurements=mean_measurements([look.measurements for look in looks]),
+        overheads=mean_overheads([look.overheads for look in looks]),
         others_share=others.share(),
     )
     hardware = hardware_of(measured, {"cpu": "this one"})
-    factors = factors_of(hardware, [look.probed for look in looks], on_gpu=has_gpu)
+    factors = factors_of(
+        hardware, [look.probed for look in looks if look.probed is not None], on_gpu=has_gpu
+    )
     return dataclasses.replace(measured, factors=factors)
 
 
@@ -143,7 +146,7 @@ def _steps(spill_dir: Path, effort: Effort, *, has_gpu: bool) -> list[_Step]:
         look.overheads[device] = _overheads(spill_dir, effort, device)
 
     def probes(look: Look) -> None:
-        look.probed += run_probes(spill_dir, effort.probe, on_gpu=has_gpu)
+        look.probed = run_probes(spill_dir, effort.probe, on_gpu=has_gpu)
 
     read = [*_of_links(spill_dir, effort, has_gpu=has_gpu), *_of_units(effort, has_gpu=has_gpu)]
     return [

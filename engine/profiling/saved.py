@@ -44,7 +44,7 @@ def measured_or_saved(
         return saved
     _log.info(
         "this machine is measured, which takes %s: %s",
-        "some seconds" if is_quick else "about a minute",
+        "some seconds" if is_quick else "nearly two minutes",
         "it was asked for" if force else reason,
     )
     measured = measure(spill_dir, effort=QUICK if is_quick else FULL, progress=progress)
