@@ -11,6 +11,8 @@ from engine.planning.corrections import (
     COMPUTE,
     DISK,
     EXPANSION,
+    EXPERTS,
+    LAYOUT,
     OVERHEAD,
     PRODUCTS,
     Correction,
@@ -84,6 +86,20 @@ def test_products_and_what_lies_between_them_are_corrected_apart() -> None:
     assert found.elementwise_rate("gpu", "float16") == pytest.approx(before / 2)
     assert found.layer_overhead_s == pytest.approx(1.5 * machine.layer_overhead_s)
     assert found.row_layer_overhead_s == machine.row_layer_overhead_s
+
+
+def test_layouts_and_experts_are_corrected_within_those() -> None:
+    factors = {PRODUCTS: 1.25, BETWEEN: 2.0, LAYOUT: 1.6, EXPERTS: 3.0}
+    terms = {name: Correction(factor=factor) for name, factor in factors.items()}
+    curves = {
+        "cpu/bfloat16->float32": RateCurve.flat(6e9),
+        "cpu/float32->float32": RateCurve.flat(9e9),
+    }
+    machine = dataclasses.replace(T4_208GB, expand_bytes_per_s=curves, expert_overhead_s=1e-3)
+    found = dataclasses.replace(NONE, terms=terms).applied_to(machine)
+    assert found.expand_rate("cpu", "float32", "float32", 8) == pytest.approx(9e9 / 2)
+    assert found.expand_rate("cpu", "bfloat16", "float32", 8) == pytest.approx(6e9 / 1.25)
+    assert found.expert_overhead_s == pytest.approx(6e-3)
 
 
 def test_turning_is_corrected_alone_and_laying_out_is_not() -> None:

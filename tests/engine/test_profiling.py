@@ -21,12 +21,13 @@ from engine.planning.hardware import MOST_OTHERS_SHARE, Hardware, RateCurve
 from engine.planning.policy import Policy, Split, Tier
 from engine.profiling import saved
 from engine.profiling.description import hardware_of
-from engine.profiling.looks import middle_measurements, middle_overheads
+from engine.profiling.factors import Compared, of_all, of_experts, of_rest, turning
+from engine.profiling.looks import mean_measurements, mean_overheads
 from engine.profiling.measure import Effort, measure
 from engine.profiling.measurement import Figure, Measured, Measurement
 from engine.profiling.others import OthersWatch
 from engine.profiling.overheads import Overheads, fit_overheads, fit_prompts
-from engine.profiling.probe import Compared, Probe, Ran, of_all, of_rest, turning
+from engine.profiling.probe import Probe, Probed, Ran, foreseen
 from engine.profiling.saved import measured_or_saved, read_hardware
 from engine.profiling.seeded import write_model
 from tests.support.profiles import MEASURED, hardware_here
@@ -71,6 +72,8 @@ def test_all_that_a_plan_asks_is_measured_and_told_step_by_step(tmp_path: Path) 
         "between products",
         "overhead",
         "expansion",
+        "layout",
+        "experts",
     }
     assert hardware.gemm_flops_per_s("cpu", "float32", 2) > 0
     assert hardware.elementwise_rate("cpu", "bfloat16") > 0
@@ -256,18 +259,10 @@ def test_on_a_gpu_attention_and_products_are_of_the_work() -> None:
     assert of_all(many, few) == pytest.approx((1.2, 2.0))
 
 
-def ran(spill_dir: Path, *, stored: str, products_s: float) -> Ran:
-    """Of one layer of a Llama in float32, whose weights are stored so."""
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-    )
-    folder = write_model(spill_dir / stored, config, getattr(torch, stored))
-    seen = foresee(folder, on_gpu=False)
+def ran(folder: Path, config: Any, *, products_s: float, taken_s: float = 9.0) -> Ran:
+    """Of a model of one layer, computed in float32."""
+    stored = config.dtype or torch.float32
+    seen = foresee(write_model(folder, config, stored), on_gpu=False)
     policy = Policy(
         compute=Tier.CPU,
         compute_dtype="float32",
@@ -283,40 +278,76 @@ def ran(spill_dir: Path, *, stored: str, products_s: float) -> Ran:
         work=seen.work,
         policy=policy,
         probe=LEAST.probe,
-        taken_s=1.0,
+        taken_s=taken_s,
         attended_s=0.1,
         products_s=products_s,
     )
 
 
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}
+
+
 def test_turning_is_what_products_of_weights_to_be_turned_take_longer(tmp_path: Path) -> None:
     hardware = hardware_here(tmp_path)
-    # Every matrix of the layer once in each of four sweeps, at 15 GB a second.
+    as_is = ran(tmp_path / "as it is", transformers.LlamaConfig(**SMALL), products_s=0.5)
+    config = transformers.LlamaConfig(**SMALL, dtype=torch.bfloat16)
+    turned = ran(tmp_path / "turned", config, products_s=0.5)
+    # Every matrix of the layer once in each of four sweeps, at 15 GB a second; a head of either.
     foreseen_s = 4 * 2 * (4 * 64 * 64 + 3 * 64 * 64) / 1.5e10
-    as_is = [ran(tmp_path, stored="float32", products_s=each) for each in (0.5, 0.9, 0.6)]
-    more_s = (1.5 * foreseen_s, 9.0, 1.6 * foreseen_s)
-    turned = [
-        ran(tmp_path, stored="bfloat16", products_s=less.products_s + more)
-        for less, more in zip(as_is, more_s, strict=True)
+    assert foreseen(hardware, turned)["expand_s"] == pytest.approx(foreseen_s, rel=0.2)
+    looks = [
+        Probed(
+            many=dataclasses.replace(as_is, products_s=0.5 + slower),
+            few=as_is,
+            turned=dataclasses.replace(turned, products_s=0.5 + slower + times * foreseen_s),
+        )
+        # The machine was slower in the second look, and turning in the third.
+        for slower, times in ((0.0, 1.0), (0.3, 1.0), (0.0, 2.8))
     ]
-    assert turning(hardware, as_is=as_is, turned=turned) == pytest.approx(1.6, rel=0.1)
+    assert turning(hardware, looks) == pytest.approx(1.6, rel=0.1)
 
 
-def test_of_several_looks_the_middle_one_counts_and_the_spread_is_theirs() -> None:
+def test_experts_tell_what_layouts_take_and_what_an_expert_costs(tmp_path: Path) -> None:
+    hardware = hardware_here(tmp_path)
+    config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)
+    known = ran(tmp_path / "experts", config, products_s=0.0)
+    terms = foreseen(hardware, known)
+    free = foreseen(dataclasses.replace(hardware, expert_overhead_s=0.0), known)
+    experts_s = terms["overhead_s"] - free["overhead_s"]
+    assert experts_s > 0
+    products_s = terms["gemm_s"] + terms["head_s"] + 1.5 * terms["expand_s"]
+    rest_s = terms["elementwise_s"] + free["overhead_s"] + 4.0 * experts_s
+    taken_s = products_s + rest_s + known.attended_s
+    sparse = dataclasses.replace(known, products_s=products_s, taken_s=taken_s)
+    looks = [Probed(many=known, few=known, sparse=sparse)]
+    assert of_experts(hardware, looks) == pytest.approx((1.5, 4.0))
+    no_cost = dataclasses.replace(hardware, expert_overhead_s=0.0)
+    assert of_experts(no_cost, looks)[1] == 1.0
+
+
+def test_of_several_looks_the_mean_of_seconds_counts_and_the_spread_is_theirs() -> None:
     def look(per_s: float) -> list[Measurement]:
         rate = Rate(per_s=per_s, spread=0.1)
         return [Measurement(figure=Figure.GEMM, kind="cpu/float32", at=8, rate=rate)]
 
-    (found,) = middle_measurements([look(4.0), look(5.0), look(3.0)])
-    assert (found.at, found.rate) == (8, Rate(per_s=4.0, spread=0.5))
-    (alike,) = middle_measurements([look(4.0), look(4.1), look(4.1)])
+    (found,) = mean_measurements([look(2.0), look(6.0), look(3.0)])
+    assert (found.at, found.rate.per_s) == (8, pytest.approx(3.0))
+    assert found.rate.spread == pytest.approx(4 / 3)
+    (alike,) = mean_measurements([look(4.0), look(4.1), look(4.1)])
     assert alike.rate.spread == 0.1
     looks = [
         {"cpu": Overheads(sweep_s=sweep_s, step_s=1.0, row_s=2.0, row_step_s=0.0, unit_s=unit_s)}
-        for sweep_s, unit_s in ((3.0, 1.0), (1.0, 3.0), (2.0, 2.0))
+        for sweep_s, unit_s in ((3.0, 1.0), (1.0, 3.0), (5.0, 2.0))
     ]
-    middle = middle_overheads(looks)["cpu"]
-    assert (middle.sweep_s, middle.step_s, middle.unit_s) == (2.0, 1.0, 2.0)
+    mean = mean_overheads(looks)["cpu"]
+    assert (mean.sweep_s, mean.step_s, mean.unit_s) == (3.0, 1.0, 2.0)
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {

@@ -112,24 +112,30 @@ class Loads:
 
     def of(self, steady: Candidate) -> list[Candidate]:
         """The candidate, and of a job that is short for its block the same with the mean sweep to be
-        placed for, which is not the steady one: fewer rows decode while the block fills and drains.
+        placed for.
         """
-        base = steady.base
-        if not _is_short(self._workload, base.block_rows):
-            return [steady]
-        played = (base.block_rows, base.sweep_tokens)
-        if played not in self._means:
-            self._means[played] = self._mean(steady)
-        return [steady, dataclasses.replace(steady, load=self._means[played])]
+        mean = self.mean(steady.base)
+        return [steady] if mean is None else [steady, dataclasses.replace(steady, load=mean)]
 
-    def _mean(self, steady: Candidate) -> Load:
-        workload, base = self._workload, steady.base
+    def mean(self, policy: Policy) -> Load | None:
+        """Of a job that is short for the policy's block, the mean sweep. It is not the steady one: fewer
+        rows decode while the block fills and drains.
+        """
+        if not _is_short(self._workload, policy.block_rows):
+            return None
+        played = (policy.block_rows, policy.sweep_tokens)
+        if played not in self._means:
+            self._means[played] = self._mean(*played)
+        return self._means[played]
+
+    def _mean(self, block_rows: int, sweep_tokens: int) -> Load:
+        workload = self._workload
         job = simulate(
             workload,
-            block_rows=base.block_rows,
-            sweep_tokens=base.sweep_tokens,
+            block_rows=block_rows,
+            sweep_tokens=sweep_tokens,
             seconds=lambda load: 1.0,
-            steady_tokens_per_s=steady.load.rows,
+            steady_tokens_per_s=block_rows,
         )
         rows = job.num_tokens / job.job_s
         return load_of(

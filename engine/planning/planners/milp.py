@@ -11,6 +11,7 @@ from typing import Final
 from engine.config import Budgets
 from engine.errors import BudgetError, HardwareError
 from engine.planning.cost import check_budgets, peak_bytes
+from engine.planning.load import kept_tokens
 from engine.planning.planners.base import Situation, Wishes
 from engine.planning.planners.candidates import (
     Away,
@@ -23,10 +24,11 @@ from engine.planning.planners.candidates import (
 )
 from engine.planning.planners.program import Program
 from engine.planning.policy import Policy, Split, Tier
-from engine.planning.predict import predict, steady
+from engine.planning.predict import predict, running_rows, steady
 from engine.planning.prediction import Prediction
 from engine.planning.roofline import Model
 from engine.planning.shape import ModelShape
+from engine.planning.sweep import Sweep
 
 _AS_FAST: Final = 0.99
 """Of jobs that are predicted to be so alike, which no prediction tells apart, one is chosen whose keys and
@@ -41,6 +43,11 @@ steady state, which a short job's own rate may differ from in either direction.
 
 _STEADY_AS_GOOD: Final = 0.9
 """Jobs are not played through of policies whose own steady state is below this share of that job."""
+
+_PLAYED_AS_GOOD: Final = 0.95
+"""Nor of those whose mean sweep is: with more rows fewer micro-batches may hold all, so that it is no bound to
+the last percent.
+"""
 
 
 def plan_milp(shape: ModelShape, budgets: Budgets, wishes: Wishes) -> Policy:
@@ -100,9 +107,18 @@ class _Search:
         self.found: list[tuple[Prediction, Policy]] = []
 
     @property
+    def _best_rate(self) -> float:
+        return max((each.job_tokens_per_s for each, _ in self.found), default=0.0)
+
+    @property
     def least_rate(self) -> float:
         """Tokens/s of a steady state that leaves a job the chance to be the fastest."""
-        return _AS_GOOD * max((each.job_tokens_per_s for each, _ in self.found), default=0.0)
+        return _AS_GOOD * self._best_rate
+
+    @property
+    def least_steady(self) -> float:
+        """The same of a policy that was placed for its own steady state."""
+        return _STEADY_AS_GOOD * self._best_rate
 
     def look_at_all(self, candidates: Iterable[Candidate]) -> None:
         """The most promising first, for each of the sweeps that it is to be placed for."""
@@ -116,13 +132,14 @@ class _Search:
             if -bound <= self.least_rate:
                 break
             for placed_for in self._loads.of(each):
-                self.look_at(placed_for)
+                is_steady = placed_for.load == each.load
+                self.look_at(placed_for, least=self.least_steady if is_steady else self.least_rate)
 
-    def look_at(self, whole: Candidate) -> None:
+    def look_at(self, whole: Candidate, *, least: float = 0.0) -> None:
         """With layers that come whole and, unless none streams then, with such as come otherwise. Where
         several micro-batches hold all of a layer that is worth next to nothing if two of them fit.
+        Neither where a sweep of its load cannot reach `least` tokens/s.
         """
-        least = self.least_rate
         at_most_s = whole.load.rows / least if least else math.inf
         policy = self._program.place(whole, at_most_s=at_most_s)
         if policy is not None:
@@ -142,12 +159,14 @@ class _Search:
         them on its own tier. Seconds of a steady sweep.
         """
         load, _, sweep_s = steady(self._model, policy, self._workload)
-        if load.rows / sweep_s <= self.least_rate / _AS_GOOD * _STEADY_AS_GOOD:
+        if load.rows / sweep_s <= self.least_steady:
             return sweep_s
         if policy in self._settled:
             # Placed alike for another sweep.
             return sweep_s
         self._settled.add(policy)
+        if self._most_rate(policy) <= _PLAYED_AS_GOOD * self._best_rate:
+            return sweep_s
         self.found.append((predict(self._model, policy, self._workload), policy))
         if _away(policy):
             near = dataclasses.replace(policy, kv=Split.on(policy.compute, policy.kv.total_bytes))
@@ -155,6 +174,17 @@ class _Search:
                 check_budgets(self._model.shape, near, self._budgets)
                 self.found.append((predict(self._model, near, self._workload), near))
         return sweep_s
+
+    def _most_rate(self, policy: Policy) -> float:
+        """Tokens/s of a short job at most: what a sweep takes rises ever faster with what it carries, so
+        all sweeps take at least as many times what the mean one does. Of a long job nobody knows.
+        """
+        load = self._loads.mean(policy)
+        if load is None:
+            return math.inf
+        rows = running_rows(self._model, policy, self._workload)
+        kept = max(1.0, load.rows) * kept_tokens(self._workload, rows=rows) / rows
+        return load.rows / Sweep(self._model, policy).seconds(load, kept_tokens=kept)
 
 
 def _away(policy: Policy) -> int:

@@ -30,6 +30,10 @@ _HEAD_FIRST: Final = 1e-3
 """Of a byte's seconds more for the head: what streams of it has the least compute to hide behind."""
 
 
+_WHOLE: Final = 1e-6
+"""So near to a whole number a part is one."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Group:
     """`count` alike runs of tensors, placed alike, by multiples of `granule_bytes`."""
@@ -278,6 +282,37 @@ class Table:
             if terms.kv_disk_s:
                 disk[column] = terms.kv_disk_s / pages
 
+    @property
+    def rounding_bytes(self) -> int:
+        """That a tier may hold more once granules and pages are whole: what another one gave up, and slots
+        that hold a granule more.
+        """
+        granule = max(group.granule_bytes for group in self.groups)
+        moved = sum(group.granule_bytes * group.count for group in self.groups)
+        slots = self._candidate.base.num_slots * granule
+        return moved + slots + (len(Tier) - 1) * self.page_bytes
+
+    def rounded(self, parts: "Solution", limits: Mapping[Tier, int]) -> "Solution | None":
+        """Granules and pages in whole numbers: what is cut off lies a tier further away, of keys and values
+        on the slowest that may have any. None where that does not fit.
+        """
+        rows, most = np.array(self.rows), np.array(self.limits(limits))
+        x = np.floor(np.array(parts.x) + _WHOLE)
+        x[[self._slot, self.time_column]] = 0.0
+        for near in range(0, self.kv_column, 2):
+            if self.most[near + 1]:
+                kept = math.floor(parts.x[near] + parts.x[near + 1] + _WHOLE)
+                x[near + 1] = kept - x[near]
+        pages = math.ceil(self._candidate.kept_tokens / KV_PAGE_TOKENS)
+        tiers = [column for column in range(self.kv_column, self._slot) if self.most[column]]
+        x[tiers[-1]] += max(0.0, pages - x[tiers].sum())
+        for column in (self._slot, self.time_column):
+            asking = rows[:, column] < 0
+            lacking = (rows[asking] @ x - most[asking]) / -rows[asking, column]
+            x[column] = max(0.0, *lacking)
+        fits = bool(np.all(rows @ x <= most + _WHOLE) and np.all(x <= np.array(self.most)))
+        return Solution(self, x.tolist()) if fits else None
+
     def _objective(self) -> list[float]:
         """The sweep's seconds, and next to nothing for each lane, so that of placements alike in
         the slowest the one is chosen that leaves the others the most room.
@@ -298,17 +333,17 @@ class Solution:
 
     def __init__(self, table: Table, x: Sequence[float]) -> None:
         self._table = table
-        self._x = x
+        self.x = x
 
     @property
     def seconds(self) -> float:
         """Of the slowest lane."""
-        return float(self._x[self._table.time_column])
+        return float(self.x[self._table.time_column])
 
     def placed(self, index: int) -> tuple[int, int]:
         """Bytes of each of a group on the compute tier, and in host memory beside a GPU."""
         group = self._table.groups[index]
-        counts = (round(self._x[2 * index + part]) for part in (0, 1))
+        counts = (round(self.x[2 * index + part]) for part in (0, 1))
         near, hosted = (count * group.granule_bytes for count in counts)
         near = min(near, group.num_bytes)
         return near, min(hosted, group.num_bytes - near)
@@ -317,7 +352,5 @@ class Solution:
     def kv(self) -> Split:
         """Of whole pages."""
         first, page_bytes = self._table.kv_column, self._table.page_bytes
-        gpu, cpu, disk = (
-            max(0, round(self._x[first + at])) * page_bytes for at in range(len(Tier))
-        )
+        gpu, cpu, disk = (max(0, round(self.x[first + at])) * page_bytes for at in range(len(Tier)))
         return Split(gpu_bytes=gpu, cpu_bytes=cpu, disk_bytes=disk)
