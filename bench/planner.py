@@ -30,7 +30,7 @@ from bench.planner_cases import (
     write_model,
 )
 from bench.planner_figures import Ran, best_alternatives, grid_table, table
-from bench.planner_grid import alternatives, interleaved
+from bench.planner_grid import alternatives, in_turns, interleaved
 from bench.workloads import Request, Sizes, workload_of
 from engine.config import Budgets, Prompt, Sampling
 from engine.engine import Engine
@@ -49,7 +49,7 @@ from engine.sweep.outcome import outcome_of
 _GIB = 2**30
 _TIMES_PLANNED = 3
 _FINALISTS = 3
-_FINALS = 3
+_FINALS = 6
 _WARM_UP = Prompt(key="warm-up", token_ids=(2,), sampling=Sampling(max_tokens=2, ignore_eos=True))
 
 
@@ -143,10 +143,9 @@ def run_grid(setting: Setting, *, count: int, seed: int) -> list[Ran]:
         for policy in interleaved(others, planned, times=_TIMES_PLANNED)
     ]
     finalists = [each[0].policy for each in best_alternatives(runs)[:_FINALISTS]]
-    for _ in range(_FINALS):
-        for each in (*finalists, planned):
-            final = setting.run(each, is_planned=each is planned)
-            runs.append(dataclasses.replace(final, is_final=True))
+    for each in in_turns([*finalists, planned], times=_FINALS):
+        final = setting.run(each, is_planned=each is planned)
+        runs.append(dataclasses.replace(final, is_final=True))
     return runs
 
 

@@ -74,6 +74,14 @@ def interleaved(others: Sequence[_Item], one: _Item, *, times: int) -> list[_Ite
     return ordered
 
 
+def in_turns(policies: Sequence[_Item], *, times: int) -> list[_Item]:
+    """Each of them so many times, and each as often early in a turn as late: a machine that changes while a
+    turn is run meets all of them alike.
+    """
+    count = len(policies)
+    return [policies[(turn + place) % count] for turn in range(times) for place in range(count)]
+
+
 def _decided(policy: Policy) -> Policy:
     return dataclasses.replace(policy, reason="")
 

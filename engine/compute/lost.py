@@ -29,7 +29,7 @@ _KV_SHAPE: Final = KVShape(num_heads=8, key_size=64, value_size=64)
 _KV_LAYERS: Final = 4
 _KV_ROWS: Final = 32
 _KV_TOKENS: Final = 64
-"""Of each row: one page, so that rows lie apart as they do in a block."""
+"""Of each row, as many as a row of a small job has."""
 
 
 def lost_beside_reads(

@@ -19,7 +19,7 @@ def copy_by_one_thread(target: torch.Tensor, source: torch.Tensor) -> None:
 
     torch divides a copy of more than 32,768 values among threads of the asking thread's own; where other
     threads compute there are then more that want cores than there are cores, and both wait for each other:
-    products beside such copies had half of their rate, beside these nine tenths.
+    products beside such copies had half of their rate, and have nine tenths beside these.
     """
     assert target.dtype == source.dtype, "values are not converted"
     plain = _PLAIN[target.itemsize]

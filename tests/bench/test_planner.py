@@ -20,7 +20,7 @@ from bench.planner_cases import (
     weight_bytes,
 )
 from bench.planner_figures import Ran, best_alternatives, grid_table, largest_miss, table
-from bench.planner_grid import alternatives, interleaved
+from bench.planner_grid import alternatives, in_turns, interleaved
 from bench.workloads import workload_of
 from engine.planning.cost import check_budgets
 from engine.planning.planners.base import Wishes
@@ -116,6 +116,11 @@ def test_the_planned_policy_is_run_first_last_and_between() -> None:
     assert interleaved([], "P", times=2) == ["P", "P"]
 
 
+def test_finalists_take_turns_at_being_first() -> None:
+    found = in_turns(list("abc"), times=4)
+    assert "".join(found) == "abc" + "bca" + "cab" + "abc"
+
+
 def test_the_largest_miss_is_told_in_shares_of_the_measured_sweep() -> None:
     assert largest_miss(ran(planned(2.0)[0], 1.0).outcome) == "compute -30% of a sweep"
 
@@ -159,8 +164,8 @@ def test_the_benchmark_runs_and_keeps_every_run(
     printed = capsys.readouterr().out
     assert "error of configurations: median" in printed
     assert "planned over best" in printed
-    # One to measure; three and one in the grid, and both again three times.
-    assert len((tmp_path / "runs").read_text().splitlines()) == 1 + 4 + 6
+    # One to measure; three and one in the grid, and both again six times.
+    assert len((tmp_path / "runs").read_text().splitlines()) == 1 + 4 + 2 * 6
 
 
 def test_a_case_says_what_it_is() -> None:

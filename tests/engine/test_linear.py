@@ -1,6 +1,7 @@
 """Products with sliced weights are the library's own products, however the rows are cut."""
 
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -89,6 +90,24 @@ def test_shares_of_16_bits_add_up_as_if_they_were_one(borders: Sequence[int]) ->
     error = (found - exact).square().mean().sqrt()
     plain = ((inputs @ weight).double() - exact).square().mean().sqrt()
     assert error < 1.5 * plain
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_are_timed_without_what_is_waited_for(*, transposed: bool) -> None:
+    weight = torch.randn(96, 33)
+    matrix = sliced(weight, BORDERS["one border"], transposed=transposed)
+    waits_s = 0.05
+    for part in matrix.slices:
+        part.on_ask = lambda: time.sleep(waits_s)
+    multiplier = Multiplier(TORCH, CPU)
+    inputs = torch.randn(5, 96 if transposed else 33)
+    began_s = time.perf_counter()
+    multiplier.linear(inputs, matrix, None)
+    took_s = time.perf_counter() - began_s
+    assert 0 < multiplier.counters.taken_s <= took_s - waits_s * len(matrix.slices)
+    before_s = multiplier.counters.taken_s
+    multiplier.product(inputs, weight, None, transposed=transposed)
+    assert multiplier.counters.taken_s > before_s
 
 
 class Modules(nn.ModuleDict):

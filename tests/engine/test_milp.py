@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from engine.planning.cost import check_budgets, held_units, peak_bytes
 from engine.planning.hardware import RateCurve
 from engine.planning.machines import T4_208GB
 from engine.planning.plan import make_plan
+from engine.planning.planners import program
 from engine.planning.planners.base import Situation, Wishes
 from engine.planning.planners.candidates import (
     Away,
@@ -28,14 +30,14 @@ from engine.planning.planners.candidates import (
     fetched_otherwise,
     with_larger_chunks,
 )
-from engine.planning.planners.milp import plan_milp
+from engine.planning.planners.milp import _Search, plan_milp
 from engine.planning.planners.program import Program
 from engine.planning.policy import Policy, Split, Tier
 from engine.planning.predict import predict, steady
 from engine.planning.roofline import Model
 from engine.planning.shape import ModelShape, leading_border_bytes, total_bytes
 from engine.planning.units import UNIT_BYTES
-from engine.planning.workload import Workload
+from engine.planning.workload import Request, Workload
 from tests.support.oracle import oracle_answer, ragged_prompts
 from tests.support.situations import GIB, MACHINE, budgets_of, plain_shape, situation_of, work_of
 from tests.support.tiny_models import write_tiny_model
@@ -214,6 +216,54 @@ def test_larger_chunks_are_tried_with_the_best_rows_and_with_the_next_number_of_
     assert tried(91) == {(91, times * 464) for times in (2, 4, 8)} | of_all
     assert tried(96) == of_all
     assert tried(4) == set()  # the job is twenty times as long as either block
+
+
+@pytest.mark.parametrize("gpu_mib", [0, 160], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("host_mib", [220, 300, 600])
+def test_what_is_rounded_is_about_as_fast_as_what_is_found_in_whole_numbers(
+    gpu_mib: int, host_mib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    situation = situation_of(SHAPE, MANY)
+    budgets = budgets_of(gpu_bytes=gpu_mib * MIB, host_bytes=host_mib * MIB)
+    solved: list[bool] = []
+    solve = program._solve
+
+    def counted(*args: Any, whole: bool = True) -> Any:
+        solved.append(whole)
+        return solve(*args, whole=whole)
+
+    monkeypatch.setattr(program, "_solve", counted)
+    rounded = plan_milp(SHAPE, budgets, Wishes(situation=situation))
+    in_whole_numbers = solved.count(True)
+    monkeypatch.setattr(program, "_ROUNDED_GAP", -1.0)
+    solved.clear()
+    exact = plan_milp(SHAPE, budgets, Wishes(situation=situation))
+    # Of a model this small a granule on a GPU is much of a sweep, and little can be rounded.
+    assert in_whole_numbers <= solved.count(True) * (1.0 if gpu_mib else 0.5)
+    model = model_of(situation)
+    rates = [predict(model, each, MANY).job_tokens_per_s for each in (rounded, exact)]
+    # Room for rounding is a percent or two of budgets this small; of a model of gigabytes it is nothing.
+    assert rates[0] >= 0.97 * rates[1]
+
+
+@pytest.mark.parametrize("rows", [8, 45, 96])
+def test_no_short_job_is_faster_than_its_mean_sweep(rows: int) -> None:
+    workload = Workload.of(
+        [
+            Request(num_prompt_tokens=own, num_output_tokens=new, max_output_tokens=new)
+            for own, new in ((8, 40), (90, 4), (30, 16))
+        ],
+        num_rows=96,
+    )
+    situation = situation_of(SHAPE, workload)
+    budgets = budgets_of(host_bytes=240 * MIB)
+    search = _Search(model_of(situation), budgets, situation)
+    policy = plan_milp(SHAPE, budgets, Wishes(block_rows=rows, situation=situation))
+    rate = predict(model_of(situation), policy, workload).job_tokens_per_s
+    if 4 * rows <= workload.num_rows:
+        assert search._most_rate(policy) == math.inf
+    else:
+        assert rate <= search._most_rate(policy) <= 2 * rate
 
 
 @pytest.mark.parametrize("gpu_mib", [0, 128], ids=["cpu", "gpu"])
