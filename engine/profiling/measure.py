@@ -99,7 +99,7 @@ QUICK: Final = Effort(
         layers=2, hidden=512, rows=32, rows_a_sweep=4, prompt_tokens=32, output_tokens=12, rounds=2
     ),
 )
-"""A few seconds."""
+"""Some ten seconds."""
 
 _Figures = tuple[str, Callable[[], Sequence[Measurement]]]
 _Step = tuple[str, Callable[[Look], None]]
@@ -130,9 +130,9 @@ def measure(spill_dir: Path, *, effort: Effort, progress: Progress | None = None
         others_share=others.share(),
     )
     hardware = hardware_of(measured, {"cpu": "this one"})
-    factors = factors_of(
-        hardware, [look.probed for look in looks if look.probed is not None], on_gpu=has_gpu
-    )
+    probed = [look.probed for look in looks if look.probed is not None]
+    assert len(probed) == effort.looks, "small jobs are a step of every look"
+    factors = factors_of(hardware, probed, on_gpu=has_gpu)
     return dataclasses.replace(measured, factors=factors)
 
 
